@@ -1,0 +1,113 @@
+"""What a dialect reads out of an exchange: one call to a model, in words that no vendor owns.
+
+Messages follow the OpenAI chat shape (role, content, tool_calls, tool_call_id), because every serving stack
+takes it. A dialect splits one vendor message into several where that shape needs it (an Anthropic user message
+with two tool results and a text becomes three messages).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+type Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """A tool call inside an assistant message."""
+
+    id: str
+    name: str
+    arguments: str  # JSON text as the model wrote it; free text for custom tools
+    t_emitted_ns: int | None = None  # the call's own block closed (only in a live answer, never in an echoed one)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+    reasoning_content: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None  # role tool: the call that this answers
+    tool_calls: tuple[ToolUse, ...] = ()
+    is_error: bool | None = None  # role tool: the agent marked the result as a failure
+    omitted_bytes: int = 0  # bytes of parts that text cannot hold (images, encrypted reasoning)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A tool offered to the model."""
+
+    name: str
+    description: str
+    parameters: str  # JSON Schema as text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts as the provider reports them, normalised: `input_total` includes what was read from cache.
+
+    `raw` is the provider's own object as JSON text. None: the provider did not say.
+    """
+
+    input_total: int | None = None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    output_total: int | None = None  # includes reasoning
+    reasoning: int | None = None
+    raw: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionHint:
+    """Evidence that a call belongs to a session, best first in `ModelCall.hints`."""
+
+    session: str
+    evidence: Literal["header", "body"]
+    agent: str | None = None  # id of the sub-agent, where the wire names one
+    parent_agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """One request to a model and its answer. Times are monotonic ns of the journal it came from."""
+
+    exchange_id: str
+    connection_id: str
+    wall_anchor_us: int
+    api: str  # anthropic.messages | openai.chat | openai.responses
+    harness: str  # from the user agent: claude-code, codex, pi, …; "unknown"
+    harness_version: str | None
+    model: str
+    stream: bool
+    status: int | None
+    error: str | None  # transport error, HTTP error body or error event; None when the call succeeded
+    complete: bool  # the stream's own end was seen
+    system: tuple[Message, ...]  # system prompt messages that precede the conversation, if the API keeps them apart
+    messages: tuple[Message, ...]  # the whole prompt in order, `system` included at its head
+    tools: tuple[Tool, ...]
+    answer: Message | None  # None when nothing came
+    stop: str | None  # the provider's word
+    usage: Usage
+    response_id: str | None
+    previous_response_id: str | None
+    hints: tuple[SessionHint, ...]
+    max_tokens: int | None
+    temperature: float | None
+    effort: str | None
+    t_send_ns: int
+    t_headers_ns: int | None
+    t_first_byte_ns: int | None
+    t_first_content_ns: int | None  # first text, reasoning or tool-call fragment
+    t_last_content_ns: int | None
+    t_end_ns: int | None  # last byte of the response
+    content_at_ns: tuple[int, ...]  # one per content event
+    events: int
+    bytes_up: int
+    bytes_down: int
+    kind: Literal["turn", "auxiliary"] = "turn"  # auxiliary: count_tokens, prewarm, title and quota probes that say so
+    gaps: int = 0  # recorder gaps inside this exchange
+    notes: tuple[str, ...] = field(default=())  # what the dialect could not read, in words

@@ -1,0 +1,1 @@
+"""Turn trajectories into a dataset worth publishing: select, redact, count, describe, export."""

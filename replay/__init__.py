@@ -1,0 +1,1 @@
+"""Drive recorded sessions against a serving system and score concurrent agents per megawatt."""
