@@ -1,0 +1,1 @@
+"""The whole path on one machine: a built-in agent, a scripted model, a real engine, a score."""

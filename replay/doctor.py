@@ -1,0 +1,130 @@
+"""What this machine can do: found by looking, said in one table, nothing changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+AGENTS = ("claude", "codex", "opencode", "pi", "gemini", "mini", "aider", "goose", "copilot", "cursor-agent")
+EXTRAS = {
+    "capture": ("mitmproxy", "zstandard", "msgspec"),
+    "curate": ("datasets", "polars", "pyarrow", "tiktoken", "matplotlib"),
+    "replay": ("httpx", "httptools", "uvloop", "polars", "pynvml", "jinja2"),
+    "engine": ("xllamacpp", "gguf", "tokenizers"),
+}
+ENOUGH_FILES = 4096  # an agent under replay holds one socket; a thousand agents and their files fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    state: Literal["yes", "no", "note"]
+    detail: str
+
+
+def look() -> tuple[Finding, ...]:
+    """Look at this machine and return what was found, in the order of the pipeline."""
+    return (*_extras(), *_agents(), *_encodings(), *_gpus(), *_rapl(), *_limits())
+
+
+def _finding(topic: str, good: bool, detail: str) -> Finding:
+    return Finding(topic=topic, state="yes" if good else "no", detail=detail)
+
+
+def _extras() -> list[Finding]:
+    found = []
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        detail = f"missing {', '.join(missing)}: install agentdyno[{extra}]" if missing else "installed"
+        found.append(_finding(f"extra {extra}", not missing, detail))
+    return found
+
+
+def _agents() -> list[Finding]:
+    on_path = [(name, path) for name in AGENTS if (path := shutil.which(name))]
+    if not on_path:
+        return [Finding(topic="agents", state="note", detail="none of " + ", ".join(AGENTS) + " on PATH")]
+    return [_finding(f"agent {name}", True, path) for name, path in on_path]
+
+
+def _encodings() -> list[Finding]:
+    if importlib.util.find_spec("tiktoken") is None:
+        return [_finding("tokenizer", False, "tiktoken is not installed: install agentdyno[curate]")]
+    from curate.tokens import EncodingUnavailable, locate_ranks
+
+    found = []
+    for name in ("o200k_base", "cl100k_base"):
+        try:
+            found.append(_finding(f"tokenizer {name}", True, f"offline, from {locate_ranks(name)}"))
+        except EncodingUnavailable as fault:
+            found.append(_finding(f"tokenizer {name}", False, str(fault)))
+    return found
+
+
+def _gpus() -> list[Finding]:
+    if importlib.util.find_spec("pynvml") is None:
+        return [_finding("GPU (NVML)", False, "nvidia-ml-py is not installed: install agentdyno[replay]")]
+    from replay.power.nvml import NvmlUnavailable, list_devices
+
+    try:
+        devices = list_devices()
+    except NvmlUnavailable as fault:
+        return [_finding("GPU (NVML)", False, str(fault))]
+    return [_finding(f"GPU {device.index}", True, f"{device.name}, {device.uuid}") for device in devices]
+
+
+def _rapl() -> list[Finding]:
+    from replay.power.rapl import RaplUnavailable, package_zones
+
+    try:
+        zones = package_zones()
+    except RaplUnavailable as fault:
+        return [_finding("CPU power (RAPL)", False, str(fault))]
+    return [_finding("CPU power (RAPL)", True, ", ".join(zone.name for zone in zones))]
+
+
+def _limits() -> list[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clock = time.get_clock_info("monotonic")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return [
+        _finding("open files", soft >= ENOUGH_FILES, f"soft limit {soft}, hard limit {hard} (one socket an agent)"),
+        _finding("clock", clock.monotonic, f"{clock.implementation}, resolution {clock.resolution * 1e9:.0f} ns"),
+        Finding(
+            topic="machine",
+            state="note",
+            detail=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
+        ),
+        Finding(topic="python", state="note", detail=f"{platform.python_version()} in {Path(sys.prefix).name}"),
+        Finding(topic="agentdyno", state="note", detail=importlib.metadata.version("agentdyno")),
+    ]
+
+
+def print_findings(*, as_json: bool) -> None:
+    """Print what was found: a table, or a JSON list of {topic, state, detail}."""
+    findings = look()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    marks = {"yes": "[green]✓[/]", "no": "[yellow]–[/]", "note": " "}
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.topic, finding.detail)
+    Console().print(table)

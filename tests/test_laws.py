@@ -1,0 +1,96 @@
+"""The laws of the layout, as tests: which way imports go, what stays light, what must never exist."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("capture", "curate", "replay")
+MAY_IMPORT = {"capture": {"capture"}, "curate": {"curate", "capture"}, "replay": {"replay", "curate", "capture"}}
+ONLY_IN = {
+    "mitmproxy": {"capture/recorder.py", "capture/proxy.py"},
+    "datasets": {"curate/publish.py"},
+    "pynvml": {"replay/power/nvml.py"},
+}
+HEAVY = ("mitmproxy", "datasets", "polars", "tiktoken", "numpy", "httpx", "matplotlib")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Top-level names of every import statement in a file, wherever it stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def modules() -> list[Path]:
+    return sorted(path for stage in STAGES for path in (ROOT / stage).rglob("*.py"))
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running a statement."""
+    code = (
+        f"{statement}\nimport sys, json\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    stage = path.relative_to(ROOT).parts[0]
+    imported = imported_modules(path)
+    assert imported.isdisjoint(set(STAGES) - MAY_IMPORT[stage])
+    for library, homes in ONLY_IN.items():
+        if library in imported:
+            assert str(path.relative_to(ROOT)) in homes, f"{library} belongs in {', '.join(homes)}"
+
+
+def test_datasets_is_the_library_and_our_folder_is_no_package() -> None:
+    assert list((ROOT / "datasets").rglob("__init__.py")) == []
+    code = "import datasets; print(datasets.__file__)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in run.stdout
+
+
+def test_no_tests_folder_hides_a_stage() -> None:
+    assert [stage for stage in STAGES if (ROOT / "tests" / stage).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules()
+        if path.relative_to(ROOT).parts[0] == "replay"
+    ],
+)
+def test_importing_replay_loads_no_mitmproxy(module: str) -> None:
+    assert "mitmproxy" not in loaded_after(f"import {module}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([stage, "--help"] for stage in STAGES)], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    statement = f"""
+import click.testing, agentdyno
+assert click.testing.CliRunner().invoke(agentdyno.main, {arguments!r}).exit_code == 0
+"""
+    assert loaded_after(statement).isdisjoint(HEAVY)
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [str(path) for path in modules() if ast.get_docstring(ast.parse(path.read_text())) is None] == []
+
+
+def test_no_module_is_named_for_no_idea() -> None:
+    assert [path.name for path in modules() if re.fullmatch(r"(utils?|helpers?|common|misc)\.py", path.name)] == []
