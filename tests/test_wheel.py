@@ -1,0 +1,94 @@
+"""The built wheel, installed the way a user installs it: `--help`, `doctor` and `demo` work from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+UV = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def run(command: list[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from what git would check out."""
+    if UV is None:
+        pytest.skip("uv is not installed in this environment: run the tests by ./dev test")
+    folder = tmp_path_factory.mktemp("wheel")
+    run([UV, "build", "--quiet", "--wheel", "--python", sys.executable, "--out-dir", folder, ROOT])
+    return next(folder.glob("agentdyno-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The command as `uv tool install WHEEL` leaves it, and an environment that knows nothing of the checkout."""
+    folder = tmp_path_factory.mktemp("tool")
+    keep = (
+        "PATH",
+        "HOME",
+        "SSL_CERT_FILE",
+        "UV_CACHE_DIR",
+        "UV_SYSTEM_CERTS",
+        "UV_NATIVE_TLS",
+        "UV_DEFAULT_INDEX",
+        "LANG",
+    )
+    environment = {name: value for name, value in os.environ.items() if name in keep}
+    environment |= {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}
+    environment["PATH"] = os.pathsep.join([str(folder / "bin"), str(Path(UV or "").parent), environment["PATH"]])
+    run([UV or "", "tool", "install", "--quiet", "--python", sys.executable, wheel], env=environment, cwd=folder)
+    return folder / "bin" / "agentdyno", environment
+
+
+def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+        names = archive.namelist()
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"agentdyno.py", "capture", "curate", "replay"}
+    assert "replay/demo/sessions/LICENSE" in names
+
+
+def test_help_version_and_doctor_work(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    command, environment = installed
+    assert "megawatt" in run([command, "--help"], env=environment, cwd=tmp_path).stdout
+    assert run([command, "--version"], env=environment, cwd=tmp_path).stdout.startswith("agentdyno, version ")
+    findings = json.loads(run([command, "doctor", "--json"], env=environment, cwd=tmp_path).stdout)
+    assert {"clock", "open files", "python"} <= {finding["topic"] for finding in findings}
+
+
+def test_a_missing_extra_is_named_with_its_remedy(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    command, environment = installed
+    done = subprocess.run(
+        [command, "curate", "build", "--store", tmp_path, "--out", tmp_path / "out"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "[curate]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_demo_works_from_the_installed_command(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    command, environment = installed
+    done = run([command, "demo", "--json", "--out", "result"], env=environment, cwd=tmp_path)
+    score = json.loads(done.stdout)
+    assert score["agents"] >= 1
+    assert score["agents_per_mw"]
+    report = (tmp_path / "result" / "run" / "report.html").read_text()
+    assert "made-up weights" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
