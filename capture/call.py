@@ -111,3 +111,6 @@ class ModelCall:
     kind: Literal["turn", "auxiliary"] = "turn"  # auxiliary: count_tokens, prewarm, title and quota probes that say so
     gaps: int = 0  # recorder gaps inside this exchange
     notes: tuple[str, ...] = field(default=())  # what the dialect could not read, in words
+    tool_durations_ms: tuple[tuple[str, int], ...] = ()  # (tool, ms) that the agent declares for the results it sends
+    compaction: str | None = None  # auto | manual | reactive: the agent says that this call summarises the context
+    context_compacted: bool = False  # the agent says that this prompt follows a compaction

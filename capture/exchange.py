@@ -27,6 +27,15 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SocketMessage:
+    """A WebSocket message, after the handshake that the exchange itself describes."""
+
+    at_ns: int  # monotonic, on the recorder's clock; whole message received
+    from_agent: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """One request and its response, byte-exact, with monotonic times in nanoseconds.
 
@@ -52,6 +61,7 @@ class Exchange:
     outcome: Outcome
     error: str | None
     gaps: tuple[Gap, ...] = ()
+    messages: tuple[SocketMessage, ...] = ()  # both directions in order of time; empty unless status is 101
 
     def request_header(self, name: str) -> str | None:
         """First value of a request header (lower-case name)."""

@@ -83,6 +83,9 @@ class Request:
     itl_us: tuple[int, ...] | None  # gaps between content events
     exchange_id: str | None  # the journal's record, for audits; never published
     tools_index: int | None  # position in Trajectory.tool_sets
+    # auxiliary: a call that is no turn of the agent (count_tokens, prewarm, a title); its agent_path is "side/N"
+    kind: Literal["turn", "auxiliary"] = "turn"
+    new_output: tuple[str, ...] | None = None  # kinds of what the answer holds: text, thinking, tool_use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,51 @@
+"""What kind of work a tool does, by its name; and what its result says about how it ended."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+type ToolKind = Literal["read", "edit", "search", "exec", "web", "mcp", "subagent", "other"]
+
+# One line per kind, names in lower case: a table that people add to.
+_TABLE: tuple[tuple[ToolKind, str], ...] = (
+    ("subagent", "task agent spawn_agent subagent dispatch_agent wait_agent delegate_task"),
+    ("exec", "bash shell local_shell exec exec_command shell_command container.exec run_shell_command terminal sh"),
+    ("exec", "run_terminal_cmd write_stdin execute_command bashoutput killshell python execute_bash command"),
+    ("read", "read read_file view open cat notebookread view_image list_mcp_resources read_many_files"),
+    ("edit", "edit write multiedit apply_patch patch write_file create_file str_replace str_replace_editor"),
+    ("edit", "str_replace_based_edit_tool notebookedit replace edit_file search_replace"),
+    ("search", "grep glob find ls list list_dir search rg codesearch grep_files toolsearch search_files"),
+    ("web", "webfetch websearch web_fetch web_search fetch browse google_web_search"),
+)
+_BY_NAME: dict[str, ToolKind] = {name: kind for kind, names in _TABLE for name in names.split()}
+
+_EXIT_CODE = (
+    re.compile(r"<returncode>(-?\d+)</returncode>"),
+    re.compile(r'"(?:exit_code|returncode)"\s*:\s*(-?\d+)'),
+    re.compile(r"(?:^|\n)(?:Process exited with code|Exit code:?|Command exited with code)\s+(-?\d+)"),
+)
+_TIMED_OUT = re.compile(r"(?:command|tool) timed out after|<timed_out>true", re.IGNORECASE)
+_LOOK = 4000  # characters at either end of a result; harnesses say how a command ended at its head or its tail
+
+
+def tool_kind(name: str) -> ToolKind:
+    """Kind of a tool by its name; `other` where the name says nothing."""
+    low = name.lower()
+    if low.startswith(("mcp__", "mcp_", "mcp.")):
+        return "mcp"
+    return _BY_NAME.get(low, "other")
+
+
+def exit_code(result: str) -> int | None:
+    """Exit code that the harness wrote into the result of a command; None where it wrote none."""
+    look = result if len(result) <= 2 * _LOOK else result[:_LOOK] + "\n" + result[-_LOOK:]
+    for pattern in _EXIT_CODE:
+        if found := pattern.search(look):
+            return int(found[1])
+    return None
+
+
+def timed_out(result: str) -> bool | None:
+    """True where the result says so; None otherwise, since silence proves nothing."""
+    return True if _TIMED_OUT.search(result[:_LOOK]) or _TIMED_OUT.search(result[-_LOOK:]) else None
