@@ -1,0 +1,1 @@
+"""Readers of recordings that other tools made, into the same `Trajectory`."""

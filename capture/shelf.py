@@ -1,0 +1,87 @@
+"""The shelf of a store: imported sessions, one compressed file each, owner-only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import zstandard
+
+from capture.trajectory import Trajectory
+
+FORMAT_VERSION = 1
+_SUFFIX = ".json.zst"
+
+
+class ShelfFault(ValueError):
+    """A file of the shelf cannot be read or written. The sentence names it and the next step."""
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    version: int
+    trajectory: Trajectory
+
+
+class Shelf:
+    """Imported sessions of the store at `store_path`, in the folder `imported`; made when the first one is put."""
+
+    def __init__(self, store_path: Path | str) -> None:
+        self.folder = Path(store_path) / "imported"
+
+    def put(self, trajectory: Trajectory) -> bool:
+        """Keep a session; True when it replaced the same session."""
+        return bool(self.put_all([trajectory]))
+
+    def put_all(self, trajectories: Iterable[Trajectory]) -> list[str]:
+        """Keep several sessions, all or (if one cannot be written) none; returns the ids that were replaced."""
+        drafts: list[tuple[Path, Path]] = []
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for trajectory in trajectories:
+                final = self._path(trajectory.session_id)
+                draft = final.with_name(f".{final.name}.{os.getpid()}")
+                drafts.append((draft, final))
+                data = msgspec.json.encode(_Envelope(version=FORMAT_VERSION, trajectory=trajectory))
+                descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(zstandard.ZstdCompressor(level=6).compress(data))
+            replaced = [_id_of(final) for _, final in drafts if final.exists()]
+            for draft, final in drafts:
+                draft.replace(final)
+        except OSError as fault:
+            raise ShelfFault(f"{self.folder}: cannot keep the import: {fault.strerror or fault}") from fault
+        finally:
+            for draft, _ in drafts:
+                draft.unlink(missing_ok=True)
+        return replaced
+
+    def session_ids(self) -> list[str]:
+        """Ids of the sessions on the shelf, sorted."""
+        return sorted(_id_of(path) for path in self.folder.glob(f"*{_SUFFIX}") if not path.name.startswith("."))
+
+    def load(self, session_id: str) -> Trajectory:
+        """One session; ShelfFault when its file is damaged or gone."""
+        path = self._path(session_id)
+        try:
+            data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+            envelope = msgspec.json.decode(data, type=_Envelope)
+        except FileNotFoundError as fault:
+            raise ShelfFault(f"{path}: no such session on the shelf") from fault
+        except (OSError, zstandard.ZstdError, msgspec.DecodeError) as fault:
+            raise ShelfFault(f"{path} is damaged ({fault}): import its session again") from fault
+        if envelope.version != FORMAT_VERSION:
+            raise ShelfFault(f"{path}: format version {envelope.version}, this program reads {FORMAT_VERSION}")
+        return envelope.trajectory
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        for session_id in self.session_ids():
+            yield self.load(session_id)
+
+    def _path(self, session_id: str) -> Path:
+        return self.folder / f"{session_id}{_SUFFIX}"
+
+
+def _id_of(path: Path) -> str:
+    return path.name.removesuffix(_SUFFIX)
