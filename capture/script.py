@@ -124,11 +124,12 @@ def read_script(path: Path) -> Script:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        steps = raw["steps"]
-        if not isinstance(steps, list):
-            raise TypeError("steps is no list")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a script: {error}; it needs a JSON object with a list named steps") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    steps = raw.get("steps") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(steps, list):
+        message = f"{path}: not a script: it needs a JSON object with a list named steps"
+        raise ValueError(message)  # noqa: TRY004 - a fault of the file
     default = Script(steps=())
     return Script(
         steps=tuple(_read_step(step, f"{path}: step {number}") for number, step in enumerate(steps)),
@@ -152,6 +153,4 @@ def _read_step(raw: dict[str, Any], place: str) -> Step:
 
 def _read_call(raw: dict[str, Any]) -> ScriptedCall:
     arguments = raw["arguments"]
-    return ScriptedCall(
-        name=raw["name"], arguments=arguments if isinstance(arguments, str) else json.dumps(arguments)
-    )
+    return ScriptedCall(name=raw["name"], arguments=arguments if isinstance(arguments, str) else json.dumps(arguments))

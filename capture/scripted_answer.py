@@ -43,7 +43,9 @@ class Answer:
     def usage(self) -> ScriptedUsage:
         """The step's usage, with what it leaves open estimated at four bytes a token."""
         given = self.step.usage
-        written = len(self.step.text) + len(self.step.reasoning) + sum(len(c.name + c.arguments) for c in self.step.calls)
+        written = (
+            len(self.step.text) + len(self.step.reasoning) + sum(len(c.name + c.arguments) for c in self.step.calls)
+        )
         return ScriptedUsage(
             input_total=self.request.body_bytes // 4 + 1 if given.input_total is None else given.input_total,
             cache_read=given.cache_read,
@@ -162,6 +164,7 @@ def _anthropic_frames(answer: Answer) -> Iterator[Frame]:
     yield _event("message_start", {"type": "message_start", "message": start})
     yield _event("ping", {"type": "ping"})
     blocks: list[tuple[dict[str, Any], str, str, str]] = []
+    opening: dict[str, Any]
     if step.reasoning:
         opening = {"type": "thinking", "thinking": "", "signature": ""}
         blocks.append((opening, "thinking_delta", "thinking", step.reasoning))
@@ -347,6 +350,15 @@ _RESPONSES_DELTA = {
 }
 
 
+def _responses_empty(kind: str) -> dict[str, Any]:
+    """What an output item lacks while it has only been added."""
+    if kind == "reasoning":
+        return {"summary": []}
+    if kind == "message":
+        return {"content": [], "status": "in_progress"}
+    return {"input" if kind == "custom_tool_call" else "arguments": "", "status": "in_progress"}
+
+
 def _responses_frames(answer: Answer) -> Iterator[Frame]:
     sequence = -1
 
@@ -362,10 +374,7 @@ def _responses_frames(answer: Answer) -> Iterator[Frame]:
     for index, (text, item) in enumerate(_responses_items(answer)):
         kind = item["type"]
         place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
-        empty = {"reasoning": {"summary": []}, "message": {"content": [], "status": "in_progress"}}.get(
-            kind, {"input" if kind == "custom_tool_call" else "arguments": "", "status": "in_progress"}
-        )
-        opened = {"output_index": index, "item": item | empty}
+        opened = {"output_index": index, "item": item | _responses_empty(kind)}
         yield event("response.output_item.added", opened, starts_block=True)
         part: dict[str, Any] | None = None
         part_name = ""
@@ -377,7 +386,7 @@ def _responses_frames(answer: Answer) -> Iterator[Frame]:
             place |= {"content_index": 0}
         if part is not None:
             yield event(f"{part_name}.added", place | {"part": part | {"text": ""}}, starts_block=True)
-        extra = {"logprobs": []} if kind == "message" else {}
+        extra: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
         for piece in pieces(text, answer.step.piece_chars):
             yield event(f"{_RESPONSES_DELTA[kind]}.delta", place | {"delta": piece} | extra, content=True)
         whole_field = {"function_call": "arguments", "custom_tool_call": "input"}.get(kind, "text")
