@@ -1,0 +1,353 @@
+"""The dataset card: README.md with front matter that the Hub and `datasets` read, made from the statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from curate.distribution import Distribution, Number
+from curate.manifest import Manifest, write_atomically, write_json
+from curate.plot import Plot, draw_plots, short_number, short_time
+from curate.recipe import Recipe
+from curate.stats import STATS, Quantity, Stats, compute_stats, read_frames
+from curate.table import SESSIONS, TABLES, Table
+
+CARD = "README.md"
+TAGS = ("agentdyno", "agent-traces", "coding-agents", "llm-inference", "benchmark")
+PARTS_SHOWN = 12  # rows of a table by model, reason or language; stats.json has them all
+# Where imported data come from, and whom to name when using them.
+ATTRIBUTION = {
+    "weka": (
+        "Sessions of source `weka` come from the traces in callanjfox/kv-cache-tester "
+        "(https://github.com/callanjfox/kv-cache-tester), Apache-2.0; they hold no text, and prompts "
+        "appear as block hashes."
+    ),
+    "agentperf-local": (
+        "Sessions of source `agentperf-local` come from the package agentperf-local by Artificial Analysis "
+        "(https://pypi.org/project/agentperf-local/), Apache-2.0."
+    ),
+}
+# The Hub's classes, by the first number of rows that no longer fits.
+SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+    (10**10, "1B<n<10B"),
+    (10**11, "10B<n<100B"),
+    (10**12, "100B<n<1T"),
+)
+
+
+def write_papers(folder: Path, manifest: Manifest, recipe: Recipe) -> tuple[Path, ...]:
+    """Write statistics, plots and card from the tables; gives the files written."""
+    frames = read_frames(folder, manifest)
+    stats = compute_stats(frames, manifest)
+    plots = draw_plots(frames, folder)
+    for stray in set((folder / "plots").glob("*.png")) - {folder / plot.path for plot in plots}:
+        stray.unlink()
+    write_atomically(folder / CARD, card(stats, plots, recipe).encode())
+    write_json(folder / STATS, stats)
+    return (folder / CARD, folder / STATS, *(folder / plot.path for plot in plots))
+
+
+def size_category(rows: int) -> str:
+    """The Hub's class for a number of rows."""
+    return next((name for limit, name in SIZES if rows < limit), "n>1T")
+
+
+def card(stats: Stats, plots: Sequence[Plot], recipe: Recipe) -> str:
+    """The whole README.md."""
+    sections = (
+        _front_matter(stats, recipe),
+        f"# {recipe.pretty_name or recipe.name or 'Coding-agent sessions'}",
+        _opening(stats),
+        (recipe.card or "").strip(),
+        _load(),
+        _lengths(stats, plots),
+        _sources(stats),
+        _funnel(stats),
+        _redaction(stats),
+        _licenses(stats),
+        _absent(),
+        "## Columns\n\nTimes ending in `_us` are integer microseconds since the session's first send. "
+        "Null is unknown, never 0.",
+        *(_columns(table) for table in TABLES),
+        _making(stats),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(stats: Stats, recipe: Recipe) -> str:
+    """YAML of which every scalar is written as JSON, which is YAML too: no name can break out of it."""
+    lines = []
+    licenses = sorted({share.value for share in stats.licenses if share.value})
+    complete = bool(licenses) and all(share.value for share in stats.licenses)
+    if complete and len(licenses) == 1:
+        lines.append(f"license: {json.dumps(licenses[0].lower())}")
+    elif licenses:
+        lines += ["license: other", "license_name: mixed", "license_link: README.md"]
+    if recipe.language:
+        lines += ["language:", *(f"- {json.dumps(language)}" for language in recipe.language)]
+    lines.append(f"pretty_name: {json.dumps(recipe.pretty_name or recipe.name or 'Coding-agent sessions')}")
+    lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys((*TAGS, *recipe.tags)))]
+    lines += ["task_categories:", "- text-generation"]
+    lines += ["size_categories:", f"- {size_category(stats.rows[SESSIONS.name])}", "configs:"]
+    for table in TABLES:
+        lines += [f"- config_name: {table.name}", "  data_files:", "  - split: train"]
+        lines.append(f"    path: data/{table.name}/*.parquet")
+        if table is SESSIONS:
+            lines.append("  default: true")
+    return "\n".join(("---", *lines, "---"))
+
+
+def _opening(stats: Stats) -> str:
+    rows = stats.rows
+    harnesses = _listing(dict.fromkeys((share.value or "unknown").split(" ")[0] for share in stats.harnesses))
+    requests = stats.quantities["requests_per_session"].all
+    context = stats.quantities["context_max_tokens"].all
+    text = (
+        f"{rows['sessions']:,} recorded sessions of coding agents ({harnesses}): {rows['requests']:,} calls to models "
+        f"and {rows['tool_calls']:,} tool calls, each with its times, its token counts and what it shared with the "
+        "call before."
+    )
+    if requests.p50 is not None and context.p50 is not None and context.max is not None:
+        text += (
+            f" Half of the sessions make at least {short_number(requests.p50)} calls and reach a context of at least "
+            f"{short_number(context.p50)} tokens; the longest context has {short_number(context.max)}."
+        )
+    return text
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _load() -> str:
+    return """## Load
+
+```python
+from datasets import load_dataset
+
+sessions = load_dataset("PATH_OR_REPO", "sessions", split="train")
+requests = load_dataset("PATH_OR_REPO", "requests", split="train")
+tool_calls = load_dataset("PATH_OR_REPO", "tool_calls", split="train")
+```
+
+```python
+import polars as pl
+
+requests = pl.scan_parquet("PATH/data/requests/*.parquet")
+requests.group_by("model").agg(pl.col("completion_tokens").quantile(0.9, "linear")).collect()
+```
+
+`sessions` joins `requests` on `session_id`, and `requests` joins `tool_calls` on `session_id` and `request_index`. The
+prompt of a request is the slices `prompt_spans` of its session's `messages`, one after the other; its answer is
+`messages[answer_index]`. `agentdyno replay run PATH …` replays the folder as it is."""
+
+
+# heading, quantities
+LENGTH_TABLES = (
+    (
+        "Sessions",
+        (
+            "requests_per_session",
+            "turns_per_session",
+            "user_messages_per_session",
+            "tool_calls_per_session",
+            "subagents_per_session",
+            "peak_concurrency",
+            "context_first_tokens",
+            "context_last_tokens",
+            "context_max_tokens",
+            "session_duration_us",
+        ),
+    ),
+    (
+        "Requests",
+        (
+            "input_tokens",
+            "new_tokens",
+            "output_tokens",
+            "reasoning_tokens",
+            "cache_read_share",
+            "ttft_us",
+            "request_us",
+            "gap_us",
+            "human_gap_us",
+        ),
+    ),
+    ("Tool calls", ("tool_wall_us", "tool_internal_us", "tool_result_tokens")),
+)
+SHOWN = ("min", "p1", "p5", "p25", "p50", "p75", "p90", "p95", "p99", "max", "mean")
+
+
+def _lengths(stats: Stats, plots: Sequence[Plot]) -> str:
+    parts = [
+        "## Lengths and times",
+        "Every row says over how many values it is taken (*n*) and how many are unknown. Percentiles interpolate "
+        "linearly between order statistics (as numpy does by default). `stats.json` has the same by model, by harness "
+        "and by kind, with histograms. Auxiliary calls (token counts, titles) are rows, but count in no percentile of "
+        "requests.",
+    ]
+    parts += [f"![{plot.title}]({plot.path})\n\n*{plot.caption}*" for plot in plots]
+    for heading, names in LENGTH_TABLES:
+        rows = [
+            _distribution_row(quantity.sentence, quantity, quantity.all)
+            for name in names
+            if (quantity := stats.quantities[name]).all.n
+        ]
+        if rows:
+            parts.append(f"### {heading}\n\n{_table(('', 'n', 'unknown', *SHOWN), rows)}")
+        unmeasured = [stats.quantities[name].sentence for name in names if not stats.quantities[name].all.n]
+        if rows and unmeasured:
+            parts.append(f"Not measured here: {'; '.join(unmeasured)}.")
+    for name, heading in (("tool_wall_us", "Tool wall time by kind"), ("gap_us", "Gaps between requests by kind")):
+        quantity = stats.quantities[name]
+        if len(quantity.by_kind) > 1 and quantity.all.n:
+            rows = [_distribution_row(kind, quantity, part) for kind, part in quantity.by_kind.items() if part.n]
+            parts.append(f"### {heading}\n\n{_table(('', 'n', 'unknown', *SHOWN), rows)}")
+    for name, heading in (("input_tokens", "Input tokens by model"), ("output_tokens", "Output tokens by model")):
+        quantity = stats.quantities[name]
+        if len(quantity.by_model) > 1:
+            most = sorted(quantity.by_model.items(), key=lambda item: -item[1].n)[:PARTS_SHOWN]
+            rows = [_distribution_row(_code(model or "not named"), quantity, part) for model, part in most]
+            parts.append(f"### {heading}\n\n{_table(('', 'n', 'unknown', *SHOWN), rows)}")
+    return "\n\n".join(parts)
+
+
+def _distribution_row(name: str, quantity: Quantity, part: Distribution) -> tuple[str, ...]:
+    return (
+        name,
+        f"{part.n:,}",
+        f"{part.null_count:,}",
+        *(format_value(getattr(part, column), quantity.unit) for column in SHOWN),
+    )
+
+
+def format_value(value: Number | None, unit: str) -> str:
+    """A value of a table in its unit, three digits; a dash for the unknown."""
+    if value is None:
+        return "–"
+    if unit == "µs":
+        return "0 s" if value == 0 else short_time(value / 1e6)
+    if unit == "share":
+        return f"{100 * value:.3g} %"
+    return short_number(value)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', '')}`"
+
+
+def _sources(stats: Stats) -> str:
+    harnesses = [
+        (_code(share.value or "unknown"), _code(share.source or "unknown"), f"{share.sessions:,}")
+        for share in stats.harnesses[:PARTS_SHOWN]
+    ]
+    models = [(_code(model or "not named"), f"{n:,}") for model, n in list(stats.models.items())[:PARTS_SHOWN]]
+    parts = [
+        "## Where the sessions come from",
+        _table(("agent", "source", "sessions"), harnesses),
+        _table(("model", "requests"), models),
+    ]
+    counted = [
+        f"{share.sessions:,} sessions of {_code(share.source or 'unknown')} by "
+        + ("the provider" if share.value == "provider" else _code(share.value or "unknown"))
+        for share in stats.token_sources
+    ]
+    parts.append(f"`prompt_tokens` and `completion_tokens` were counted in {_listing(counted)}.")
+    if stats.languages:
+        mix = list(stats.languages.items())
+        text = ", ".join(f"{language} {100 * share:.0f} %" for language, share in mix[:PARTS_SHOWN])
+        parts.append(f"Languages of the files that tool calls name, mean over the sessions that name any: {text}.")
+    return "\n\n".join(parts)
+
+
+def _funnel(stats: Stats) -> str:
+    funnel = stats.funnel
+    parts = ["## What was left out", f"{funnel.read:,} read, {funnel.kept:,} kept."]
+    if funnel.dropped:
+        parts.append(
+            _table(("reason", "n"), [(reason.reason, f"{reason.n:,}") for reason in funnel.dropped[:PARTS_SHOWN]])
+        )
+        if len(funnel.dropped) > PARTS_SHOWN:
+            parts.append(f"{len(funnel.dropped) - PARTS_SHOWN} more reasons in `stats.json`.")
+    return "\n\n".join(parts)
+
+
+def _redaction(stats: Stats) -> str:
+    total = sum(stats.redaction.counts.values())
+    rules = _listing(map(_code, stats.redaction.policies)) or "none"
+    parts = [
+        "## Redaction",
+        f"Rules {rules} put typed placeholders in the place of secrets, {total:,} in all. Rules find what "
+        "they know: a secret of an unknown shape that never passed through the recorder can remain. Names, paths and "
+        "e-mail addresses of people are not searched for.",
+    ]
+    if total:
+        parts.append(
+            _table(("rule", "findings"), [(_code(rule), f"{n:,}") for rule, n in stats.redaction.counts.items()])
+        )
+    return "\n\n".join(parts)
+
+
+def _licenses(stats: Stats) -> str:
+    rows = [
+        (_code(share.value) if share.value else "none stated", _code(share.source or "unknown"), f"{share.sessions:,}")
+        for share in stats.licenses
+    ]
+    parts = ["## Licences and attribution", _table(("licence", "source", "sessions"), rows)]
+    sources = {share.source for share in stats.licenses}
+    parts += [text for source, text in ATTRIBUTION.items() if source in sources]
+    if any(share.value is None for share in stats.licenses):
+        parts.append(
+            "Sessions without a stated licence may not be used by others until whoever recorded them gives one."
+        )
+    return "\n\n".join(parts)
+
+
+def _absent() -> str:
+    return """## What it does not contain
+
+- The bytes of the wire, HTTP headers, connection credentials, or the ids under which the recorder keeps them.
+- Images, files and encrypted reasoning: `messages.omitted_bytes` says how much was there.
+- The text of content-free sessions: their `messages` is null, and `requests.block_hashes` tells which prompts share
+  a head.
+- What an agent did without calling a model: tool times are seen from the wire unless the agent declared them.
+- A judgement: `outcome` is `unknown` where nobody checked."""
+
+
+def _columns(table: Table) -> str:
+    rows = "\n".join(
+        f"| `{column.name}` | `{_type_name(column.type)}` | {column.sentence.replace('|', chr(92) + '|')} |"
+        for column in table.columns
+    )
+    return f"### `{table.name}`\n\n{table.sentence}\n\n| column | type | |\n| --- | --- | --- |\n{rows}"
+
+
+def _type_name(type_: object) -> str:
+    """Arrow's name of a type, the inner fields of a struct left to the schema."""
+    text = str(type_).replace("element: ", "").replace("item: ", "")
+    return text if len(text) <= 60 else text[: text.index("<")] + "<struct…>"
+
+
+def _making(stats: Stats) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in stats.software.items())
+    sha = f" (SHA-256 of its ranks `{stats.tokenizer_sha}`)" if stats.tokenizer_sha else ""
+    return f"""## How it was made
+
+`agentdyno curate build`, with {software}. Own token counts by `{stats.tokenizer}`{sha}, each message once.
+Content digest of the tables: `{stats.digest}`; SHA-256 of every file in `manifest.json`."""

@@ -1,0 +1,136 @@
+"""The manifest of a dataset folder: which files belong to it, what they hold, and what they were made from.
+
+`manifest.json` is written last, by rename: a folder that has one is whole. Work in progress lies in `.build/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+FORMAT = "agentdyno-dataset/1"
+MANIFEST = "manifest.json"
+WORK = ".build"
+
+
+class DatasetFault(ValueError):
+    """A dataset folder is not what was asked for; the text names the place and the next step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of the dataset, by its path inside the folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEntry:
+    """One session of a shard: its id and the SHA-256 of its rows."""
+
+    session_id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What one shard of work was made from and what it wrote; equal `input_digest` means nothing to do again."""
+
+    input_digest: str
+    files: dict[str, FileEntry]  # by table; empty when every session of the shard was dropped
+    sessions: tuple[SessionEntry, ...]
+    dropped: dict[str, int]  # reason → sessions
+    redactions: dict[str, int]  # rule → findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a build was asked to do; a folder continues only a build with equal inputs."""
+
+    stores: tuple[str, ...]  # keyed ids, so that no path of the machine is published
+    tokenizer: str
+    redaction: str
+    recipe: str | None  # its name
+
+    def difference(self, other: Inputs) -> str | None:
+        """The first thing that differs, in words; None if nothing does."""
+        for name, said in (
+            ("stores", "other stores"),
+            ("tokenizer", f"tokenizer {other.tokenizer}"),
+            ("redaction", f"redaction {other.redaction}"),
+            ("recipe", f"recipe {other.recipe}" if other.recipe else "no recipe"),
+        ):
+            if getattr(self, name) != getattr(other, name):
+                return said
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole dataset folder."""
+
+    format: str
+    schema: str  # version of the tables
+    digest: str  # SHA-256 over the sessions' digests, in order of session id
+    inputs: Inputs
+    rows: dict[str, int]  # by table
+    shards: tuple[Receipt, ...]
+    papers: tuple[FileEntry, ...]  # card, statistics, plots; `rows` is 0
+    dropped: dict[str, int]  # reason → sessions or sources, over the whole build
+
+
+def content_digest(sessions: list[SessionEntry]) -> str:
+    """Digest of a dataset's content: independent of shards, their order and the Parquet writer's version."""
+    lines = (f"{entry.session_id} {entry.digest}\n" for entry in sorted(sessions, key=lambda entry: entry.session_id))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write by rename, so that no reader ever sees half a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON by rename."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a finished dataset's manifest; raises DatasetFault for anything that is not one."""
+    if not folder.exists():
+        raise DatasetFault(f"{folder}: no such folder; make a dataset with 'agentdyno curate build'")
+    if not folder.is_dir():
+        raise DatasetFault(f"{folder} is a file; a dataset is the folder that 'agentdyno curate build' wrote")
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / WORK).is_dir():
+            raise DatasetFault(
+                f"{folder} holds an unfinished build; finish it by the same 'agentdyno curate build … --out {folder}'"
+            )
+        raise DatasetFault(f"{folder} is not a dataset: it has no {MANIFEST}; name a folder made by 'curate build'")
+    try:
+        head = msgspec.json.decode(path.read_bytes())
+        found = head.get("format") if isinstance(head, dict) else None
+        if found != FORMAT:
+            raise DatasetFault(
+                f"{path} has format {found!r}, this version reads {FORMAT!r}; build the dataset again with this version"
+            )
+        return msgspec.convert(head, Manifest)
+    except msgspec.MsgspecError as fault:
+        raise DatasetFault(f"{path} cannot be read: {fault}; build the dataset again") from fault
