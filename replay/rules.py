@@ -89,14 +89,18 @@ class ContextPolicy:
     """How contexts are shortened, if at all, keeping the prefix-sharing structure; prints in the result.
 
     `scale` multiplies every message (or hashed block) by the same factor. Sessions whose longest scaled context
-    does not fit `limit` tokens are left out and listed.
+    does not fit `limit` tokens are left out and listed. Text is counted by another tokenizer than the server's:
+    `text_tokens_x` is how many tokens the server makes of one counted token, where that was measured.
     """
 
     scale: float = 1.0
     limit: int | None = None
+    text_tokens_x: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise ValueError(f"context policy: scale is {self.scale}; it must be above 0 and at most 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"context policy: limit is {self.limit}; it must be at least 1 token")
+        if not self.text_tokens_x > 0:
+            raise ValueError(f"context policy: text_tokens_x is {self.text_tokens_x}; it must be above 0")

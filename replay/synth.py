@@ -27,9 +27,6 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
-DEFAULT_TOKEN_IDS = (1_000, 30_000)
-"""Ids that nearly every vocabulary uses for plain text: specials sit below, padding and added tokens above."""
-
 
 def scope_key(*parts: str) -> int:
     """64-bit key of a salt scope; unlike parts give unlike keys, however they are split."""
@@ -70,7 +67,7 @@ def prompt_ids(
     scale: float,
     key: int,
     tail_key: int,
-    token_ids: tuple[int, int] = DEFAULT_TOKEN_IDS,
+    token_ids: tuple[int, int],
 ) -> Words:
     """Exactly `length` token ids in `[low, high)`: the blocks in order, then the tail.
 
