@@ -38,7 +38,7 @@ class Finding:
 
 def look() -> tuple[Finding, ...]:
     """Look at this machine and return what was found, in the order of the pipeline."""
-    return (*_extras(), *_agents(), *_encodings(), *_gpus(), *_rapl(), *_limits())
+    return (*_extras(), *_agents(), *_encodings(), *_power(), *_limits())
 
 
 def _finding(topic: str, good: bool, detail: str) -> Finding:
@@ -64,37 +64,34 @@ def _agents() -> list[Finding]:
 def _encodings() -> list[Finding]:
     if importlib.util.find_spec("tiktoken") is None:
         return [_finding("tokenizer", False, "tiktoken is not installed: install agentdyno[curate]")]
-    from curate.tokens import EncodingUnavailable, locate_ranks
+    from curate.tokens import EncodingUnavailable, ranks_sha256
 
     found = []
     for name in ("o200k_base", "cl100k_base"):
         try:
-            found.append(_finding(f"tokenizer {name}", True, f"offline, from {locate_ranks(name)}"))
+            found.append(_finding(f"tokenizer {name}", True, f"its ranks are here, sha256 {ranks_sha256(name)[:12]}…"))
         except EncodingUnavailable as fault:
             found.append(_finding(f"tokenizer {name}", False, str(fault)))
     return found
 
 
-def _gpus() -> list[Finding]:
+def _power() -> list[Finding]:
     if importlib.util.find_spec("pynvml") is None:
-        return [_finding("GPU (NVML)", False, "nvidia-ml-py is not installed: install agentdyno[replay]")]
-    from replay.power.nvml import NvmlUnavailable, list_devices
+        return [_finding("power", False, "nvidia-ml-py is not installed: install agentdyno[replay]")]
+    from replay.power.choice import parse_power
+    from replay.power.source import PowerFault
 
-    try:
-        devices = list_devices()
-    except NvmlUnavailable as fault:
-        return [_finding("GPU (NVML)", False, str(fault))]
-    return [_finding(f"GPU {device.index}", True, f"{device.name}, {device.uuid}") for device in devices]
-
-
-def _rapl() -> list[Finding]:
-    from replay.power.rapl import RaplUnavailable, package_zones
-
-    try:
-        zones = package_zones()
-    except RaplUnavailable as fault:
-        return [_finding("CPU power (RAPL)", False, str(fault))]
-    return [_finding("CPU power (RAPL)", True, ", ".join(zone.name for zone in zones))]
+    found = []
+    for kind, topic in (("nvml", "GPU power (NVML)"), ("rapl", "CPU power (RAPL)")):
+        try:
+            source = parse_power(kind).open()
+        except PowerFault as fault:
+            found.append(_finding(topic, False, str(fault)))
+            continue
+        devices = ", ".join(f"{device.name} {device.uid}" for device in source.describe().devices)
+        source.close()
+        found.append(_finding(topic, True, devices))
+    return found
 
 
 def _limits() -> list[Finding]:
