@@ -51,3 +51,4 @@ class RequestRecord:
     events: int
     content_events: int
     content_gaps_us: tuple[int, ...]  # between reads that held content; a read with k content events gives k−1 zeros
+    ideal_cached_share: float | None = None  # of its prompt, what the same play had sent before; set with the file

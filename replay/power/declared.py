@@ -1,0 +1,37 @@
+"""A nameplate that the user states: `declared:700W` or `declared:700W*8`. It is a convention, never a measurement."""
+
+from __future__ import annotations
+
+import time
+
+from replay.power.source import PowerDevice, PowerSample, SourceInfo
+
+
+class DeclaredSource:
+    """Answers the stated watts at every reading."""
+
+    def __init__(self, watts: float, count: int) -> None:
+        self._watts = watts
+        self._devices = tuple(
+            PowerDevice(uid=f"declared-{index}", name="declared", domain="declared", limit_w=watts, wrap_j=None)
+            for index in range(count)
+        )
+
+    def describe(self) -> SourceInfo:
+        return SourceInfo(
+            kind="declared",
+            measured=False,
+            version=None,
+            devices=self._devices,
+            notes=(f"{self._watts:g} W x {len(self._devices)}, stated by the user; nothing was measured",),
+        )
+
+    def read(self) -> list[PowerSample]:
+        now_ns = time.monotonic_ns()
+        return [
+            PowerSample(t_ns=now_ns, device=device.uid, kind="power_w", value=self._watts, read_us=0, flag="ok")
+            for device in self._devices
+        ]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,115 @@
+"""Does a run's score follow from its files? Everything is computed again and compared field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from replay.judge import file_digests, judge_run, read_score
+from replay.runfolder import RunFault, RunFolder
+from replay.trial import POWER, RECORDS, TrialFault, read_trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One place where the score and its files disagree."""
+
+    place: str
+    stands: str
+    should_be: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: stands {self.stands}, should be {self.should_be}"
+
+
+def verify(folder: RunFolder) -> tuple[Difference, ...]:
+    """All differences, altered files first; none means that the score follows from its records.
+
+    Raises RunFault or TrialFault where a file is missing or not readable.
+    """
+    stored = read_score(folder.score_path)
+    found: list[Difference] = []
+    digests = file_digests(folder)
+    stated = stored.get("files")
+    if not isinstance(stated, dict):
+        raise RunFault(f"{folder.score_path} names no files: it is not a score of agentdyno")
+    for path in sorted({*digests, *stated}):
+        if path not in digests:
+            raise RunFault(f"{folder.path / path} is missing: the run is not whole")
+        if digests[path] != stated.get(path):
+            found.append(Difference(place=path, stands="another file", should_be=f"sha256 {stated.get(path)}"))
+    for number in folder.trial_numbers():
+        found += _check_trial(folder, number, digests)
+    try:
+        again = msgspec.json.decode(msgspec.json.encode(judge_run(folder)))
+    except (RunFault, TrialFault):
+        if not found:
+            raise
+        return tuple(found)  # an altered file that can no longer be read: its digest has said so
+    found += _compare("", stored, again, skip={"files"})
+    return tuple(found)
+
+
+def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Iterator[Difference]:
+    """The trial's own note of its files, and that its records are of the plan."""
+    try:
+        trial = read_trial(folder.trial_path(number))
+    except TrialFault:
+        return  # judging says it, or the digests have
+    for name, sha in ((RECORDS, trial.facts.records_sha256), (POWER, trial.facts.power_sha256)):
+        place = f"trials/{number}/{name}"
+        if digests.get(place) != sha:
+            yield Difference(place=f"{place}, as trial.json notes it", stands="another file", should_be=f"sha256 {sha}")
+    if trial.facts.trial != number:
+        yield Difference(
+            place=f"trials/{number}/trial.json: trial", stands=str(trial.facts.trial), should_be=str(number)
+        )
+    if trial.facts.requests != len(trial.records):
+        yield Difference(
+            place=f"trials/{number}: requests", stands=str(len(trial.records)), should_be=str(trial.facts.requests)
+        )
+    planned = {session.session_id for session in folder.plan().sessions}
+    strange = {record.session_id for record in trial.records} - planned
+    for session_id in sorted(strange)[:1]:
+        yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
+
+
+def _compare(
+    place: str, stands: Any, should_be: Any, skip: frozenset[str] | set[str] = frozenset()
+) -> Iterator[Difference]:
+    if isinstance(stands, dict) and isinstance(should_be, dict):
+        for key in dict.fromkeys((*should_be, *stands)):
+            if key in skip:
+                continue
+            here = f"{place}.{key}" if place else key
+            if key not in stands or key not in should_be:
+                yield Difference(
+                    place=here,
+                    stands=_short(stands[key]) if key in stands else "nothing",
+                    should_be=_short(should_be[key]) if key in should_be else "nothing",
+                )
+            else:
+                yield from _compare(here, stands[key], should_be[key])
+    elif isinstance(stands, list) and isinstance(should_be, list) and len(stands) == len(should_be):
+        for index, (left, right) in enumerate(zip(stands, should_be, strict=True)):
+            yield from _compare(f"{place}[{index}]", left, right)
+    elif not _same(stands, should_be):
+        yield Difference(place=place, stands=_short(stands), should_be=_short(should_be))
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        # Other machines may sum in another order; nobody gains by the twelfth digit.
+        return math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(left == right)
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "…"

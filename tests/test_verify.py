@@ -1,0 +1,208 @@
+"""`verify` finds what was altered: a record, a sample, a fact, a number of the score, a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars
+import pytest
+from click.testing import CliRunner
+
+from agentdyno import main
+from replay.endpoint import Endpoint
+from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
+from replay.power.choice import parse_power
+from replay.protocol import Protocol
+from replay.runfolder import RunFault, RunFolder
+from replay.score import PlanRules, RunRequest, run
+from replay.slo import Limits, Slo
+from replay.system import UNDISCLOSED
+from replay.trial import TrialFault, sha256
+from replay.verify import verify
+from tests.fake_server import serving
+from tests.sample_sessions import text_session
+
+TINY = Protocol(
+    name="tiny",
+    ramp_per_s=50.0,
+    settle_s=0.1,
+    min_measure_s=0.6,
+    min_trajectories=0,
+    min_trajectories_per_agent=0,
+    max_phase_s=5.0,
+    start_offset_turns=0,
+    request_timeout_s=10.0,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "run"
+    with serving(ttft_ms=10, itl_ms=2) as server:
+        run(
+            RunRequest(
+                kind="score",
+                endpoint=Endpoint(server.url, "fake-model"),
+                dataset_digest="d" * 64,
+                rules=PlanRules(
+                    delay=DelayPolicy(tool_cap_s=0.0), length=LengthPolicy(cap=8), context=ContextPolicy(limit=9000)
+                ),
+                slo=Slo(
+                    name="test", limits=Limits(p25_output_tok_s=10.0, p95_ttft_s=10.0), protocol=TINY, note="a test"
+                ),
+                protocol=TINY,
+                quick=False,
+                system=UNDISCLOSED,
+                power=(parse_power("declared:50W"),),
+                agents=2,
+                maximum_agents=2,
+                out=out,
+                resume=False,
+            ),
+            lambda: [text_session("session-a", turns=3)],
+        )
+    return out
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def alter_parquet(path: Path, column: str, change: Callable[[Any], Any]) -> None:
+    frame = polars.read_parquet(path)
+    values = frame[column].to_list()
+    row = len(values) // 2
+    values[row] = change(values[row])
+    frame.with_columns(polars.Series(column, values, dtype=frame.schema[column])).write_parquet(path)
+
+
+def alter_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def restate(folder: Path, place: str) -> None:
+    """What a careful forger does: makes the digests fit again."""
+    digest = sha256(folder / place)
+    trial = folder / "trials" / "1" / "trial.json"
+    if place.endswith(".parquet"):
+        name = place.rsplit("/", 1)[1].removesuffix(".parquet") + "_sha256"
+        alter_json(trial, lambda value: value.update({name: digest}))
+    alter_json(
+        folder / "score.json",
+        lambda value: value["files"].update({place: digest, "trials/1/trial.json": sha256(trial)}),
+    )
+
+
+def places(folder: Path) -> list[str]:
+    return [difference.place for difference in verify(RunFolder(path=folder))]
+
+
+def test_what_nobody_touched_follows(finished: Path) -> None:
+    assert verify(RunFolder(path=finished)) == ()
+    done = CliRunner().invoke(main, ["replay", "verify", str(finished)])
+    assert (done.exit_code, done.stdout.strip()) == (0, f"{finished}: the score follows from its records")
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "field"),
+    [
+        ("first_content_at_ns", lambda value: value - 5_000_000, "ttft"),
+        ("completion_tokens", lambda value: value + 40, "speed"),
+        ("outcome", lambda _: "http_error", "outcomes"),
+    ],
+    ids=["first token earlier", "more tokens", "an outcome"],
+)
+def test_a_record_that_was_changed_shows_even_with_new_digests(
+    copy: Path, column: str, change: Callable[[Any], Any], field: str
+) -> None:
+    place = "trials/1/records.parquet"
+    alter_parquet(copy / place, column, change)
+    assert places(copy)[0] == place
+    restate(copy, place)
+    found = places(copy)
+    assert place not in found
+    assert any(field in item for item in found), found
+
+
+def test_a_power_sample_that_was_changed_shows(copy: Path) -> None:
+    place = "trials/1/power.parquet"
+    alter_parquet(copy / place, "value", lambda value: value - 20)
+    assert places(copy)[0] == place
+    restate(copy, place)
+    assert any("power" in item or "denominators" in item for item in places(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda score: score.update(agents=3), "agents"),
+        (lambda score: score.update(agents_goodput=1), "agents_goodput"),
+        (lambda score: score["denominators"][0].update(agents=99_999.0), "denominators[0].agents"),
+        (lambda score: score["labels"].pop(), "labels"),
+        (lambda score: score["protocol_unmet"].append("none"), "protocol_unmet"),
+        (lambda score: score["trials"][0]["measure"]["ttft_s"].update(p95=0.001), "trials[0].measure.ttft_s.p95"),
+        (lambda score: score["search"]["path"].pop(), "search.path"),
+        (lambda score: score.pop("policies"), "policies"),
+        (lambda score: score.update(certified=True), "certified"),
+    ],
+)
+def test_a_number_of_the_score_that_was_changed_shows(
+    copy: Path, change: Callable[[dict[str, Any]], None], place: str
+) -> None:
+    alter_json(copy / "score.json", change)
+    assert place in places(copy)
+    done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
+    assert done.exit_code == 1
+    assert f"{place}: stands" in done.stdout
+    listed = CliRunner().invoke(main, ["replay", "verify", str(copy), "--json"])
+    assert place in [item["place"] for item in json.loads(listed.stdout)]
+
+
+def test_a_fact_or_an_input_that_was_changed_shows(copy: Path) -> None:
+    alter_json(
+        copy / "trials" / "1" / "trial.json", lambda facts: facts.update(settle_end_ns=facts["settle_end_ns"] - 9)
+    )
+    assert places(copy)[0] == "trials/1/trial.json"
+    alter_json(copy / "run.json", lambda inputs: inputs["slo"]["limits"].update(p95_ttft_s=3.0))
+    assert places(copy)[0] == "run.json"
+    alter_json(copy / "plan.json", lambda plan: plan.update(seed=9))
+    assert "plan.seed" in places(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.json", "run.json", "trials/1/records.parquet", "trials/1/power.parquet", "trials/1/trial.json"]
+)
+def test_a_missing_file_is_one_sentence(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises((RunFault, TrialFault), match="is missing"):
+        verify(RunFolder(path=copy))
+    done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
+    assert done.exit_code == 3
+    assert name in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.output
+
+
+def test_a_missing_trial_and_a_missing_score_are_named(copy: Path) -> None:
+    shutil.rmtree(copy / "trials" / "1")
+    with pytest.raises(RunFault, match="is missing"):
+        verify(RunFolder(path=copy))
+    (copy / "score.json").unlink()
+    with pytest.raises(RunFault, match=r"score\.json is missing: the run is not finished"):
+        verify(RunFolder(path=copy))
+
+
+def test_a_file_that_is_no_longer_readable_is_named(copy: Path) -> None:
+    path = copy / "trials" / "1" / "records.parquet"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert places(copy)[0] == "trials/1/records.parquet"
+    (copy / "score.json").write_text("{")
+    done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
+    assert done.exit_code == 3
+    assert "is not JSON" in done.stderr
