@@ -76,7 +76,7 @@ def card(stats: Stats, plots: Sequence[Plot], recipe: Recipe) -> str:
         _absent(),
         "## Columns\n\nTimes ending in `_us` are integer microseconds since the session's first send. "
         "Null is unknown, never 0.",
-        *(_columns(table) for table in TABLES),
+        *(column_table(table) for table in TABLES),
         _making(stats),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -330,7 +330,8 @@ def _absent() -> str:
 - A judgement: `outcome` is `unknown` where nobody checked."""
 
 
-def _columns(table: Table) -> str:
+def column_table(table: Table) -> str:
+    """The columns of a table as Markdown: name, type, what it means."""
     rows = "\n".join(
         f"| `{column.name}` | `{_type_name(column.type)}` | {column.sentence.replace('|', chr(92) + '|')} |"
         for column in table.columns

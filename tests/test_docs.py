@@ -1,0 +1,47 @@
+"""The docs say what the code does now."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    code = "import generate; print([path.name for path, text in generate.pages().items() if path.read_text() != text])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = ['docs', '.']; {code}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:capture|curate|replay|tests|bench|docs)/[\w/.-]+\.(?:py|md|sqlite))`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_a_page_is_python(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        ast.parse(block)
+
+
+def test_the_methodology_has_the_version_that_results_carry() -> None:
+    from replay.score import METHODOLOGY_VERSION
+
+    assert f"# Methodology, version {METHODOLOGY_VERSION}" in (ROOT / "docs" / "METHODOLOGY.md").read_text()
