@@ -1,0 +1,434 @@
+"""The reader of a journal: whole, still being written, left by a killed recorder, or damaged at its end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sqlite3
+import struct
+import tempfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import zstandard
+
+from capture.exchange import Exchange, Gap, Read, SocketMessage
+from capture.journal import BODY, FROM_AGENT, SCHEMA
+from capture.parts import Pack, decode_runs
+from capture.secret import SeenSecret
+from capture.wal import lost_wal_bytes
+
+CONVERTERS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""Step from schema n to n + 1, run on a copy in memory: a journal on disk is never changed. Empty while SCHEMA is 1."""
+
+_CACHE_BYTES = 256 << 20
+_MISSES_AT_END = 2000  # in a damaged file: rows missing in a row before the table counts as over
+_UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, IndexError, struct.error, zstandard.ZstdError)
+_COLUMNS = (
+    "id, connection, method, host, path, t_send_ns, request_headers, t_sent_ns, request_bytes, request_body, "
+    "t_headers_ns, status, response_headers, t_end_ns, outcome, error"
+)
+
+type WriterState = Literal["closed", "live", "killed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What a journal holds, without its bodies."""
+
+    exchanges: tuple[tuple[str, str, int | None], ...]  # method, path, status
+    gaps: int
+
+
+def decode_times(blob: bytes) -> tuple[list[int], list[int]]:
+    """Steps in ns and sizes in bytes, as `journal.encode_times` wrote them."""
+    body = len(blob) - 1
+    if blob[0] == 0:
+        count = body // 6
+        values = struct.unpack(f"<{count}I{count}H", blob[1:])
+    else:
+        count = body // 12
+        values = struct.unpack(f"<{count}Q{count}I", blob[1:])
+    return list(values[:count]), list(values[count:])
+
+
+class JournalReader:
+    """Reads one journal; `problems` holds one sentence once something of it turned out to be lost."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self.state = _writer_state(path)
+        self.meta: dict[str, str] = {}
+        self._damage: str | None = None
+        self._salvaged = False
+        self._lost = 0
+        self._partly = 0
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._packs: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._pack_bytes = 0
+        self._header_parts: dict[int, tuple[str, str]] = {}
+        self._database: sqlite3.Connection | None = None
+        try:
+            self._open()
+        except ValueError as fault:
+            self._say(f"{path}: {fault}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        if self._database is not None:
+            self._database.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def exchanges(self) -> Iterator[Exchange]:
+        """Exchanges in order of send; what cannot be read is left out and counted in `problems`."""
+        if self._database is None:
+            return
+        last = 0
+        if not self._salvaged:
+            try:
+                # One snapshot: a recorder that still writes would otherwise add exchanges between our questions.
+                if not self._database.in_transaction:
+                    self._database.execute("BEGIN")
+                gaps, batches = self._gaps(), self._batches()
+                for row in self._database.execute(f"SELECT {_COLUMNS} FROM exchanges WHERE id > 0 ORDER BY id"):  # noqa: S608
+                    reads = [self._batch(number) for number in batches.get(row[0], ())]
+                    exchange = self._exchange(row, reads, gaps)
+                    self._lost += row[0] - last - 1
+                    last = row[0]
+                    if exchange is not None:
+                        yield exchange
+                self._lost += max(0, int(self.meta.get("exchanges", last)) - last)
+            except sqlite3.DatabaseError as fault:
+                self._salvage(str(fault))
+        if self._salvaged:
+            yield from self._salvaged_exchanges(last)
+        self._report()
+
+    def secrets(self) -> Iterator[SeenSecret]:
+        """Credentials that the recorder saw."""
+        if self._database is None:
+            return
+        try:
+            rows = self._database.execute("SELECT digest, length, kind FROM secrets").fetchall()
+        except sqlite3.DatabaseError as fault:
+            self._salvage(str(fault))
+            return
+        for digest, length, kind in rows:
+            yield SeenSecret(length=length, digest=digest, kind=kind)
+
+    def tally(self) -> Tally:
+        """Counts for a summary; zero where the file does not open."""
+        if self._database is None:
+            return Tally(exchanges=(), gaps=0)
+        try:
+            rows = self._database.execute(
+                "SELECT method, path, status FROM exchanges WHERE id > 0 ORDER BY id"
+            ).fetchall()
+            (gaps,) = self._database.execute("SELECT count(*) FROM gaps").fetchone()
+        except sqlite3.DatabaseError:
+            return Tally(exchanges=(), gaps=0)
+        return Tally(exchanges=tuple(rows), gaps=gaps)
+
+    # Opening.
+
+    def _open(self) -> None:
+        head = b""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            head = file.read(100)
+        if not head:
+            return  # a recorder that was killed before its first commit
+        if not head.startswith(b"SQLite format 3\0") or len(head) < 100:
+            raise ValueError("its beginning is damaged, so nothing of it can be read")
+        page = struct.unpack(">H", head[16:18])[0]
+        if self.state != "live" and page >= 512 and self.path.stat().st_size % page:
+            self._damage = "the file ends inside a page"
+        if self.state != "live" and (lost := lost_wal_bytes(Path(f"{self.path}-wal"))):
+            self._damage = f"the last {lost} bytes of its write-ahead log are damaged"
+        try:
+            self._database = _connect(self.path)
+            self._read_meta()
+        except sqlite3.OperationalError as fault:
+            if "malformed" in str(fault):
+                self._salvage(str(fault))
+            else:  # a folder that we may not write to: SQLite needs its shared-memory file even to read
+                self._copy()
+                self._read_meta()
+        except sqlite3.DatabaseError as fault:
+            self._salvage(str(fault))
+        self._convert()
+
+    def _read_meta(self) -> None:
+        assert self._database is not None
+        tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        self.meta = dict(self._database.execute("SELECT name, value FROM meta").fetchall()) if tables else {}
+        if not tables:  # killed while it made its tables
+            self._database.close()
+            self._database = None
+
+    def _convert(self) -> None:
+        if self._database is None:
+            return
+        schema = int(self.meta.get("schema", SCHEMA))
+        if schema > SCHEMA:
+            self._database.close()
+            self._database = None
+            raise ValueError(f"it has schema {schema}, this agentdyno reads up to {SCHEMA}: install a newer one")
+        if schema < SCHEMA:
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            self._database.backup(copy)
+            self._database.close()
+            for step in range(schema, SCHEMA):
+                CONVERTERS[step](copy)
+            self._database = copy
+
+    def _copy(self) -> Path:
+        self._scratch = tempfile.TemporaryDirectory(prefix="agentdyno-journal-")
+        copy = Path(self._scratch.name) / self.path.name
+        shutil.copyfile(self.path, copy)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{self.path}-wal", f"{copy}-wal")
+        if self._database is not None:
+            self._database.close()
+        self._database = _connect(copy)
+        return copy
+
+    def _salvage(self, reason: str) -> None:
+        """Go over to a private copy in which each row is asked for by itself."""
+        self._damage = self._damage or f"the file is damaged ({reason})"
+        self._salvaged = True
+        copy = self._copy()
+        assert self._database is not None
+        self._database.close()
+        with copy.open("r+b") as file:
+            # SQLite refuses a file shorter than its header says; pages of zeros let it read the others.
+            page, pages = struct.unpack(">H", file.read(18)[16:])[0] or 512, 0
+            file.seek(28)
+            pages = struct.unpack(">I", file.read(4))[0]
+            page = 65536 if page == 1 else page
+            if page >= 512 and pages * page < 1 << 36:
+                file.truncate(max(pages * page, copy.stat().st_size))
+        self._database = _connect(copy)
+        try:
+            self._database.execute("PRAGMA writable_schema = ON")
+            if not self.meta:
+                self._read_meta()
+        except sqlite3.DatabaseError as fault:
+            self._database.close()
+            self._database = None
+            raise ValueError(f"its table of contents is damaged, so nothing of it can be read ({fault})") from fault
+
+    def _salvaged_exchanges(self, last: int) -> Iterator[Exchange]:
+        reads: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in self._rows_one_by_one("reads", "id, exchange, kind, start_ns, times, data", 0):
+            reads[row[1]].append(row[2:])
+        try:
+            gaps = self._gaps()
+        except sqlite3.DatabaseError:
+            gaps = {}
+        expected = last + 1
+        for row in self._rows_one_by_one("exchanges", _COLUMNS, last):
+            exchange = self._exchange(row, reads.pop(row[0], []), gaps)
+            self._lost += row[0] - expected
+            expected = row[0] + 1
+            if exchange is not None:
+                yield exchange
+        known = int(self.meta.get("exchanges", 0))
+        self._lost += max(0, known + 1 - expected, *(number + 1 - expected for number in reads))
+
+    def _rows_one_by_one(self, table: str, columns: str, last: int) -> Iterator[tuple[Any, ...]]:
+        assert self._database is not None
+        number, missing = last, 0
+        while missing < _MISSES_AT_END:
+            number += 1
+            try:
+                row = self._database.execute(
+                    f"SELECT {columns} FROM {table} WHERE id = ?",  # noqa: S608
+                    (number,),
+                ).fetchone()
+            except sqlite3.DatabaseError:
+                row = None
+            if row is None:
+                missing += 1
+                continue
+            missing = 0
+            yield row
+
+    def _batches(self) -> dict[int, list[int]]:
+        """Numbers of the rows of reads, by exchange. A hole in the numbering is noted as damage."""
+        assert self._database is not None
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        expected = 1
+        for number, exchange in self._database.execute("SELECT id, exchange FROM reads ORDER BY id"):
+            if number != expected:
+                self._damage = self._damage or "some batches of reads are missing"
+            expected = number + 1
+            found[exchange].append(number)
+        return found
+
+    def _batch(self, number: int) -> tuple[Any, ...]:
+        assert self._database is not None
+        found: tuple[Any, ...] = self._database.execute(
+            "SELECT kind, start_ns, times, data FROM reads WHERE id = ?", (number,)
+        ).fetchone()
+        return found
+
+    # Building.
+
+    def _exchange(
+        self,
+        row: tuple[Any, ...],
+        batches: list[tuple[Any, ...]],
+        gaps: dict[int | None, list[Gap]],
+    ) -> Exchange | None:
+        (number, connection, method, host, path, t_send, request_headers, t_sent, request_bytes, recipe,
+         t_headers, status, response_headers, t_end, outcome, error) = row  # fmt: skip
+        own = list(gaps.get(number, ()))
+        whole = True
+        try:
+            sent_headers = self._headers(request_headers)
+            got_headers = self._headers(response_headers) if response_headers is not None else ()
+        except _UNREADABLE:
+            self._lost += 1
+            return None
+        try:
+            body = b"".join(self._part(part) for part in decode_runs(recipe)) if recipe else b""
+            if request_bytes is not None and len(body) != request_bytes:
+                raise ValueError("the body has another length than was written")
+        except _UNREADABLE:
+            body, whole = b"", False
+            own.append(Gap(at_ns=t_sent or t_send, kind="disk", lost_bytes=request_bytes))
+        streams: dict[int, list[Read]] = {}
+        try:
+            self._read_streams(batches, streams)
+        except _UNREADABLE:
+            whole = False
+            own.append(Gap(at_ns=t_end or t_headers or t_send, kind="disk", lost_bytes=None))
+        if not whole:
+            self._partly += 1
+        reads = tuple(streams.get(BODY, ()))
+        if outcome is None and self.state == "killed":
+            last = max(t for t in (t_send, t_sent, t_headers, *(r.at_ns for r in reads[-1:])) if t is not None)
+            own += gaps.get(None) or [Gap(at_ns=last, kind="killed", lost_bytes=None)]
+        messages = [
+            SocketMessage(at_ns=read.at_ns, from_agent=kind == FROM_AGENT, data=read.data)
+            for kind, found in streams.items()
+            if kind != BODY
+            for read in found
+        ]
+        journal = self.path.name.removeprefix("journal-").removesuffix(".sqlite")
+        return Exchange(
+            exchange_id=f"{journal}-{number}",
+            connection_id=f"{journal}-{connection}",
+            wall_anchor_us=int(self.meta.get("wall_anchor_us", 0)),
+            method=method,
+            host=host,
+            path=path,
+            request_headers=sent_headers,
+            request_body=body,
+            t_send_ns=t_send,
+            t_sent_ns=t_sent,
+            status=status,
+            response_headers=got_headers,
+            t_headers_ns=t_headers,
+            reads=reads,
+            t_end_ns=t_end,
+            outcome=outcome or "open",
+            error=error,
+            gaps=tuple(own),
+            messages=tuple(sorted(messages, key=lambda message: message.at_ns)),
+        )
+
+    @staticmethod
+    def _read_streams(batches: list[tuple[Any, ...]], streams: dict[int, list[Read]]) -> None:
+        """Fill `streams` as far as the batches can be read; what was read before a fault stays in it."""
+        decoders: dict[int, zstandard.ZstdDecompressionObj] = {}
+        for kind, start_ns, times, data in batches:
+            decoder = decoders.get(kind)
+            if decoder is None:
+                decoder = decoders[kind] = zstandard.ZstdDecompressor().decompressobj()
+            joined = decoder.decompress(data)
+            steps, sizes = decode_times(times)
+            if sum(sizes) != len(joined):
+                raise ValueError("a batch of reads has another length than was written")
+            at, at_ns = 0, start_ns
+            found = streams.setdefault(kind, [])
+            for step, size in zip(steps, sizes, strict=True):
+                at_ns += step
+                found.append(Read(at_ns=at_ns, data=joined[at : at + size]))
+                at += size
+
+    def _headers(self, recipe: bytes) -> tuple[tuple[str, str], ...]:
+        headers = []
+        for number in decode_runs(recipe):
+            pair = self._header_parts.get(number)
+            if pair is None:
+                name, value = json.loads(self._part(number))
+                pair = self._header_parts[number] = (name, value)
+            headers.append(pair)
+        return tuple(headers)
+
+    def _part(self, number: int) -> bytes:
+        assert self._database is not None
+        for first, parts in reversed(self._packs.items()):
+            if first <= number < first + len(parts):
+                return parts[number - first]
+        row = self._database.execute(
+            "SELECT first_part, sizes, digests, data FROM packs WHERE first_part <= ? ORDER BY first_part DESC LIMIT 1",
+            (number,),
+        ).fetchone()
+        if row is None:
+            raise KeyError(f"part {number} is missing")
+        parts = Pack(first_part=row[0], sizes=row[1], digests=row[2], data=row[3]).unpack()
+        self._packs[row[0]] = parts
+        self._pack_bytes += sum(map(len, parts))
+        while self._pack_bytes > _CACHE_BYTES and len(self._packs) > 1:
+            _, old = self._packs.popitem(last=False)
+            self._pack_bytes -= sum(map(len, old))
+        part: bytes = parts[number - int(row[0])]
+        return part
+
+    def _gaps(self) -> dict[int | None, list[Gap]]:
+        assert self._database is not None
+        gaps: defaultdict[int | None, list[Gap]] = defaultdict(list)
+        for number, at_ns, kind, lost in self._database.execute("SELECT exchange, at_ns, kind, lost_bytes FROM gaps"):
+            gaps[number].append(Gap(at_ns=at_ns, kind=kind, lost_bytes=lost))
+        return dict(gaps)
+
+    def _report(self) -> None:
+        if self._damage is None and not self._lost and not self._partly:
+            return
+        lost = f"{self._lost} exchanges are lost" if self._lost else "whatever came after the damage is lost"
+        partly = f", {self._partly} are incomplete" if self._partly else ""
+        reason = self._damage or "some of its blocks are damaged"
+        self._say(f"{self.path}: {reason}; {lost}{partly}, the others were read")
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self.problems:
+            self.problems.append(sentence)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
+def _writer_state(path: Path) -> WriterState:
+    """A writer holds its lock file while it lives and removes it when it ends well."""
+    try:
+        with path.with_suffix(".lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "live"
+            return "killed"
+    except OSError:
+        return "closed"

@@ -1,0 +1,208 @@
+"""The recorder: a mitmproxy addon that hands timed bytes to a journal and changes nothing.
+
+Fail open: the stream callable gives back the very object it was given, whatever happens inside; a fault costs one
+exchange its recording, leaves a gap mark, and the agent never learns of it. (An exception in a stream callable would
+make mitmproxy drop that chunk from the agent's stream.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mitmproxy import connection, http
+from mitmproxy.version import VERSION as MITMPROXY_VERSION
+
+from capture.exchange import Outcome
+from capture.journal import FROM_AGENT, FROM_UPSTREAM, JournalWriter
+from capture.store import Store
+
+RECORDER_VERSION = "1"
+"""Counts changes in what a recording means, not releases."""
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """An exchange that has not ended."""
+
+    number: int
+    client_id: str
+    sent: bool = False
+    off: bool = False  # the recorder failed inside this exchange; the rest of it is relayed only
+
+
+class Recorder:
+    """The addon. Its hooks only stamp and enqueue; `done` closes the journal."""
+
+    def __init__(self, journal: JournalWriter) -> None:
+        self._journal = journal
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges that have not ended."""
+        return len(self._open)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """The request's headers are in: the exchange begins."""
+        at_ns = time.monotonic_ns()
+        try:
+            request = flow.request
+            number = self._journal.send(
+                at_ns=at_ns,
+                connection=flow.client_conn.id,
+                method=request.method,
+                host=f"{request.host}:{request.port}",
+                path=request.path,
+                headers=request.headers.fields,
+            )
+            self._open[flow.id] = _Open(number, flow.client_conn.id)
+        except Exception:  # noqa: BLE001 - the outermost place before mitmproxy
+            self._lose(None)
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        """The request is complete."""
+        at_ns = time.monotonic_ns()
+        entry = self._open.get(flow.id)
+        if entry is None or entry.off:
+            return
+        try:
+            self._journal.sent(entry.number, at_ns=at_ns, body=flow.request.raw_content or b"")
+            entry.sent = True
+        except Exception:  # noqa: BLE001 - as above
+            self._lose(entry)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """The response's headers are in; its body will be streamed."""
+        at_ns = time.monotonic_ns()
+        entry = self._open.get(flow.id)
+        response = flow.response
+        if response is None:
+            return
+        if entry is None:
+            response.stream = True  # even what is not recorded must not be held
+            return
+        response.stream = self._tap(entry)
+        if entry.off:
+            return
+        try:
+            self._journal.headers(
+                entry.number, at_ns=at_ns, status=response.status_code, headers=response.headers.fields
+            )
+        except Exception:  # noqa: BLE001 - as above
+            self._lose(entry)
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """The response is complete."""
+        at_ns = time.monotonic_ns()
+        entry = self._open.get(flow.id)
+        if entry is None:
+            return
+        try:
+            content = flow.response.raw_content if flow.response is not None else None
+            if content and not entry.off:  # not streamed: an answer of our own, such as 404
+                self._journal.read(entry.number, at_ns, content)
+        except Exception:  # noqa: BLE001 - as above
+            self._lose(entry)
+        if flow.websocket is None:
+            self._end(flow, at_ns, "complete", None)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """The exchange was cut."""
+        at_ns = time.monotonic_ns()
+        message = flow.error.msg if flow.error is not None else None
+        self._end(flow, at_ns, self._blame(flow, message), message)
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """A WebSocket message passed; mitmproxy would keep every one in memory."""
+        at_ns = time.monotonic_ns()
+        if flow.websocket is None or not flow.websocket.messages:
+            return
+        message = flow.websocket.messages[-1]
+        flow.websocket.messages.clear()
+        entry = self._open.get(flow.id)
+        if entry is None or entry.off:
+            return
+        try:
+            kind = FROM_AGENT if message.from_client else FROM_UPSTREAM
+            self._journal.read(entry.number, at_ns, message.content, kind)
+        except Exception:  # noqa: BLE001 - as above
+            self._lose(entry)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        """The WebSocket is closed."""
+        self._end(flow, time.monotonic_ns(), "complete", None)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """The agent's connection is gone; whatever of it is still open will get no other hook."""
+        at_ns = time.monotonic_ns()
+        for flow_id in [key for key, entry in self._open.items() if entry.client_id == client.id]:
+            entry = self._open.pop(flow_id)
+            self._journal.end(entry.number, at_ns=at_ns, outcome="client_aborted", error="Client disconnected.")
+
+    def done(self) -> None:
+        """mitmproxy shuts down."""
+        self._journal.close()
+
+    def _tap(self, entry: _Open) -> Callable[[bytes], bytes]:
+        read, now, number = self._journal.read, time.monotonic_ns, entry.number
+
+        def tap(data: bytes) -> bytes:
+            if data and not entry.off:
+                try:
+                    read(number, now(), data)
+                except Exception:  # noqa: BLE001 - an exception would drop this chunk from the agent's stream
+                    self._lose(entry, len(data))
+            return data
+
+        return tap
+
+    def _blame(self, flow: http.HTTPFlow, message: str | None) -> Outcome:
+        entry = self._open.get(flow.id)
+        gone = not flow.client_conn.state & connection.ConnectionState.CAN_READ
+        if gone or (message or "").startswith("Client disconnected") or (entry is not None and not entry.sent):
+            return "client_aborted"
+        if flow.response is None and flow.server_conn.timestamp_tcp_setup is None:
+            return "upstream_refused"
+        return "upstream_cut"
+
+    def _end(self, flow: http.HTTPFlow, at_ns: int, outcome: Outcome, error: str | None) -> None:
+        entry = self._open.pop(flow.id, None)
+        if entry is None:
+            return
+        try:
+            self._journal.end(entry.number, at_ns=at_ns, outcome=outcome, error=error)
+        except Exception:  # noqa: BLE001 - as above
+            self._lose(entry)
+
+    def _lose(self, entry: _Open | None, lost_bytes: int | None = None) -> None:
+        try:
+            if entry is not None:
+                entry.off = True
+            number = entry.number if entry is not None else None
+            self._journal.gap(number, at_ns=time.monotonic_ns(), kind="recorder_error", lost_bytes=lost_bytes)
+        except Exception:  # noqa: BLE001, S110 - nothing is left to tell it to; relaying goes on
+            pass
+
+
+def open_journal(store: Store, *, mode: str, on_fault: Callable[[str], None], **meta: str) -> JournalWriter:
+    """A new journal in `store` that says how it was recorded."""
+    return JournalWriter(
+        store.path,
+        key=store.key,
+        meta={"recorder": RECORDER_VERSION, "mitmproxy": MITMPROXY_VERSION, "mode": mode, **meta},
+        on_fault=on_fault,
+    )
+
+
+def recorder_for(path: Path) -> Recorder:
+    """A recorder into the store at `path`, made if missing, for a mitmproxy that somebody else runs."""
+
+    def loud(sentence: str) -> None:
+        import logging
+
+        logging.getLogger(__name__).error("recording stopped, relaying goes on: %s", sentence)
+
+    return Recorder(open_journal(Store.open(path, create=True), mode="script", on_fault=loud))

@@ -1,0 +1,145 @@
+"""Credentials of the connection: replaced before anything is written, remembered only by a keyed digest."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote_plus
+
+REDACTED = "<redacted>"
+
+SHORTEST_REMEMBERED = 8
+"""Bytes. A shorter value (`x`, `dummy`) is replaced too, but would be found in any text if it were remembered."""
+
+type SecretKind = Literal["header", "cookie", "query", "path"]
+
+_ALWAYS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
+# Named like secrets, but the first two mark a retry, and the others are nonces and challenges of the protocol.
+_NEVER = frozenset(
+    {
+        "idempotency-key",
+        "x-idempotency-key",
+        "sec-websocket-key",
+        "sec-websocket-accept",
+        "www-authenticate",
+        "proxy-authenticate",
+    }
+)
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])")
+_SECRET_WORD = re.compile(
+    r"(?:key|.*(?:api|access|secret|private|auth|account|master|subscription|function)key|.*token|.*secret|.*signature"
+    r"|.*passwd|.*password|.*passphrase|.*credentials?|sig|jwt|auth|bearer|authorization|.*cookie)$"
+)
+# Values that are keys whatever their field is called: the formats in which providers hand them out.
+_KEY_SHAPE = re.compile(
+    r"sk-[A-Za-z0-9_-]{16,}|AIza[0-9A-Za-z_-]{35}|(?:ghp|gho|ghs|ghu|github_pat)_[A-Za-z0-9_]{20,}"
+    r"|xox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|(?:hf|gsk|xai|pplx|nvapi|r8|glpat|tvly)[-_][A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
+    r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
+)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s?#]+@")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenSecret:
+    """A credential that passed through, without the credential."""
+
+    length: int  # bytes
+    digest: bytes  # HMAC-SHA256 with the store's key over the bytes of the value
+    kind: SecretKind
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a header or query parameter of this name carries a credential."""
+    lowered = name.lower()
+    if lowered in _ALWAYS:
+        return True
+    if lowered in _NEVER:
+        return False
+    return any(_SECRET_WORD.match(word.lower()) for word in _WORD.findall(name)) or bool(
+        _SECRET_WORD.match(re.sub(r"[^a-z0-9]", "", lowered))
+    )
+
+
+class SecretFilter:
+    """Takes credentials out of headers and paths, and keeps a digest of each for the redaction of text later."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._seen: dict[bytes, SeenSecret] = {}
+        self._new: list[SeenSecret] = []
+
+    def take_new(self) -> list[SeenSecret]:
+        """Secrets seen for the first time since the last call."""
+        new, self._new = self._new, []
+        return new
+
+    def header(self, name: str, value: str) -> str:
+        """The value of a header as it may be written. `name` in any case."""
+        lowered = name.lower()
+        if is_secret_name(lowered):
+            self._remember_header(lowered, value)
+            return REDACTED
+        if "://" in value:
+            value = _USER_INFO.sub(f"{REDACTED}@", value)
+        if "?" in value and "=" in value:  # a link: location, referer
+            value = self.path(value)
+        return self._by_shape(value, "header")
+
+    def path(self, path: str) -> str:
+        """A request target as it may be written: key-like parameters and key-shaped segments replaced."""
+        head, mark, query = path.partition("?")
+        head = self._by_shape(head, "path")
+        if not mark:
+            return head
+        fields = [self._parameter(field) for field in query.split("&")]
+        return f"{head}?{'&'.join(fields)}"
+
+    def _parameter(self, field: str) -> str:
+        name, equals, value = field.partition("=")
+        if not equals or not value:
+            return self._by_shape(field, "query")
+        if is_secret_name(unquote_plus(name)):
+            self._remember(value, "query")
+            self._remember(unquote_plus(value), "query")
+            return f"{name}={REDACTED}"
+        return f"{name}={self._by_shape(value, 'query')}"
+
+    def _by_shape(self, text: str, kind: SecretKind) -> str:
+        def replace(found: re.Match[str]) -> str:
+            self._remember(found.group(), kind)
+            return REDACTED
+
+        return _KEY_SHAPE.sub(replace, text)
+
+    def _remember_header(self, name: str, value: str) -> None:
+        if name == "cookie":
+            for pair in value.split(";"):
+                self._remember(pair.partition("=")[2].strip(), "cookie")
+            return
+        if name == "set-cookie":
+            self._remember(value.partition(";")[0].partition("=")[2].strip(), "cookie")
+            return
+        scheme, _, rest = value.strip().partition(" ")
+        token = rest.strip() or scheme
+        self._remember(token, "header")
+        if scheme.lower() == "basic":
+            try:
+                password = base64.b64decode(token, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                return
+            self._remember(password, "header")
+
+    def _remember(self, value: str, kind: SecretKind) -> None:
+        data = value.encode("utf-8", "surrogateescape")
+        if len(data) < SHORTEST_REMEMBERED or value == REDACTED or value.isdigit():
+            return  # a bare number under a key-like name is a count
+        digest = hmac.digest(self._key, data, "sha256")
+        if digest not in self._seen:
+            secret = SeenSecret(length=len(data), digest=digest, kind=kind)
+            self._seen[digest] = secret
+            self._new.append(secret)

@@ -1,0 +1,115 @@
+"""A store: a private folder with one journal per recorder, read as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from capture.exchange import Exchange
+from capture.secret import SeenSecret
+
+KEY_BYTES = 32
+
+
+class StoreError(ValueError):
+    """A folder is not a store, or cannot be read. The sentence names the place and the next step."""
+
+
+def default_store() -> Path:
+    """The store named by AGENTDYNO_STORE, else the one in the user's data folder (XDG base directory specification)."""
+    named = os.environ.get("AGENTDYNO_STORE")
+    if named:
+        return Path(named)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "agentdyno" / "store"
+
+
+class Store:
+    """Journals of one folder. Reading changes nothing and tolerates recorders that still write."""
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        self.path = path
+        self.key = key
+
+    @classmethod
+    def open(cls, path: Path | str, create: bool = False) -> Store:
+        """The store at `path`. StoreError if there is none and `create` is false."""
+        path = Path(path)
+        if create:
+            if path.is_dir() and not cls.exists(path) and _foreign(path):
+                raise StoreError(f"{path} holds other things than a store: name a new or empty folder")
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_key(path)
+            except OSError as fault:
+                raise StoreError(f"cannot make a store at {path}: {fault.strerror or fault}") from fault
+        if not path.is_dir():
+            raise StoreError(f"no store at {path}: record one by `agentdyno capture run --store {path} -- COMMAND`")
+        try:
+            key = (path / "store.key").read_bytes()
+        except FileNotFoundError:
+            raise StoreError(f"{path} is not a store (no store.key): name the folder that was recorded into") from None
+        except OSError as fault:
+            raise StoreError(f"cannot read {path / 'store.key'}: {fault.strerror or fault}") from fault
+        if len(key) != KEY_BYTES:
+            raise StoreError(f"{path / 'store.key'} is damaged: {len(key)} bytes where {KEY_BYTES} belong")
+        return cls(path, key)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether a store was made here before."""
+        return (path / "store.key").is_file()
+
+    def journals(self) -> list[Path]:
+        """Journal files, oldest first (their names start with the time)."""
+        return sorted(self.path.glob("journal-*.sqlite"))
+
+    def exchanges(self, problems: list[str] | None = None) -> Iterator[Exchange]:
+        """Every exchange, journal by journal, in order of send; a sentence per damaged place goes to `problems`."""
+        from capture.reader import JournalReader
+
+        for path in self.journals():
+            with JournalReader(path) as reader:
+                yield from reader.exchanges()
+                if problems is not None:
+                    problems += reader.problems
+
+    def seen_secrets(self) -> tuple[SeenSecret, ...]:
+        """Credentials that passed through any recorder of this store, as keyed digests."""
+        from capture.reader import JournalReader
+
+        seen: dict[bytes, SeenSecret] = {}
+        for path in self.journals():
+            with JournalReader(path) as reader:
+                seen.update((secret.digest, secret) for secret in reader.secrets())
+        return tuple(seen.values())
+
+    def check(self) -> list[str]:
+        """Problems in words, none if every byte of every journal can be read and is what was written."""
+        problems: list[str] = []
+        if self.path.stat().st_mode & 0o077:
+            problems.append(f"{self.path} is open to other users: `chmod -R go= {self.path}`")
+        for _ in self.exchanges(problems):
+            pass
+        return problems
+
+
+def _foreign(folder: Path) -> bool:
+    return any(not entry.name.startswith(".store.key.") for entry in folder.iterdir())
+
+
+def _make_key(folder: Path) -> None:
+    """Write store.key once; of two recorders that start together one wins and both read the same key."""
+    final = folder / "store.key"
+    if final.exists():
+        return
+    folder.chmod(0o700)
+    draft = folder / f".store.key.{os.getpid()}.{os.urandom(4).hex()}"
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(KEY_BYTES))
+    with suppress(FileExistsError):
+        final.hardlink_to(draft)  # unlike a rename, a link never replaces the other's key
+    draft.unlink()

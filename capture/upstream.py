@@ -1,0 +1,89 @@
+"""Where requests go: one upstream, or several told apart by the first segment of the path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+
+class UpstreamError(ValueError):
+    """An address is not usable. The sentence names it and the next step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """The server that a path is forwarded to."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    prefix: str = ""  # put before every path; empty or "/…" without a slash at its end
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """From `http(s)://HOST[:PORT][/PREFIX]`. UpstreamError for anything else."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as fault:
+            raise UpstreamError(f"upstream {url!r}: {fault}") from fault
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UpstreamError(f"upstream {url!r} is no base URL: give http://HOST:PORT or https://HOST")
+        if parts.username is not None or parts.password is not None:
+            raise UpstreamError(
+                f"upstream {parts.hostname!r}: leave credentials out of the URL, the agent sends its own"
+            )
+        if parts.query or parts.fragment:
+            raise UpstreamError(f"upstream {url!r}: a base URL has no query and no fragment")
+        scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
+        return cls(
+            scheme=scheme,
+            host=parts.hostname,
+            port=port or (443 if scheme == "https" else 80),
+            prefix=parts.path.rstrip("/"),
+        )
+
+    @property
+    def authority(self) -> str:
+        """The Host header: without the port where it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme and authority."""
+        return f"{self.scheme}://{self.authority}"
+
+    def __str__(self) -> str:
+        return self.origin + self.prefix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """All upstreams of a recorder."""
+
+    default: Upstream | None = None
+    by_segment: tuple[tuple[str, Upstream], ...] = ()
+
+    def target(self, path: str) -> tuple[Upstream, str] | None:
+        """Where a path goes and as what path; None where no upstream takes it."""
+        rest = path.removeprefix("/")
+        cut = min((at for at in (rest.find("/"), rest.find("?"), len(rest)) if at >= 0), default=0)
+        for segment, upstream in self.by_segment:
+            if rest[:cut] == segment:
+                tail = rest[cut:]
+                return upstream, upstream.prefix + (tail if tail.startswith("/") else f"/{tail}")
+        if self.default is not None:
+            return self.default, self.default.prefix + path
+        return None
+
+    def describe(self) -> str:
+        """For people: which path goes where."""
+        named = [f"/{segment} → {upstream}" for segment, upstream in self.by_segment]
+        return ", ".join([*named, *([f"/ → {self.default}"] if self.default is not None else [])])
+
+    @property
+    def any(self) -> Upstream:
+        """Some upstream, for what needs one before a path is known."""
+        return self.default if self.default is not None else self.by_segment[0][1]

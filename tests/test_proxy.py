@@ -1,0 +1,458 @@
+"""The recorder as agents meet it: a real `capture serve`, a real upstream, real connections."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import http.client
+import itertools
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from capture.exchange import Exchange
+from capture.store import Store
+from tests.sse_upstream import GZIP_BODY, ROOT, Served, Upstream, agentdyno, running_serve, running_upstream, wait_for
+
+KEY = "sk-secret-value-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with running_upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def serve(tmp_path: Path, upstream: Upstream) -> Iterator[Served]:
+    with running_serve(tmp_path, "--upstream", upstream.url) as served:
+        yield served
+
+
+def exchanges(tmp_path: Path) -> list[Exchange]:
+    problems: list[str] = []
+    found = list(Store.open(tmp_path / "store").exchanges(problems))
+    assert problems == []
+    return found
+
+
+def connect(served: Served) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+
+
+def get(served: Served, path: str, **headers: str) -> tuple[int, bytes]:
+    connection = connect(served)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def body_of(exchange: Exchange) -> bytes:
+    return b"".join(read.data for read in exchange.reads)
+
+
+def wait_until_recorded(tmp_path: Path, path: str, marker: bytes) -> None:
+    """Wait until the journal holds a response of `path` that contains `marker`."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for exchange in exchanges(tmp_path):
+            if exchange.path == path and marker in body_of(exchange):
+                return
+        time.sleep(0.05)
+    pytest.fail(f"{path} with {marker!r} did not reach the journal")
+
+
+def test_a_stream_arrives_as_it_is_sent_and_is_recorded_with_its_times(serve: Served, tmp_path: Path) -> None:
+    connection = connect(serve)
+    connection.request("POST", "/slow/20/50", body=b'{"stream": true}', headers={"x-api-key": KEY})
+    response = connection.getresponse()
+    assert response.fp is not None
+    arrivals = []
+    for line in response:
+        if line.startswith(b"data:"):
+            arrivals.append(time.monotonic_ns())
+    connection.close()
+    assert len(arrivals) == 20
+    assert arrivals[-1] - arrivals[0] > 0.6e9  # held back, they would come together
+    assert sum(later - earlier > 20e6 for earlier, later in itertools.pairwise(arrivals)) >= 15
+    assert serve.stop() == 0
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "complete"
+    assert exchange.request_body == b'{"stream": true}'
+    assert exchange.status == 200
+    assert body_of(exchange).count(b"data:") == 20
+    times = [exchange.t_send_ns, exchange.t_sent_ns, exchange.t_headers_ns, exchange.reads[0].at_ns, exchange.t_end_ns]
+    assert times == sorted(times)  # type: ignore[type-var]
+    assert exchange.reads[-1].at_ns - exchange.reads[0].at_ns > 0.6e9
+
+
+def test_encoded_bodies_pass_byte_for_byte(serve: Served, tmp_path: Path, upstream: Upstream) -> None:
+    sent = os.urandom(200_000)  # no JSON, no text
+    connection = connect(serve)
+    connection.request("POST", "/gzip", body=sent, headers={"content-encoding": "zstd", "accept-encoding": "gzip"})
+    response = connection.getresponse()
+    got = response.read()
+    connection.close()
+    assert got == GZIP_BODY
+    assert response.headers["content-encoding"] == "gzip"
+    assert upstream.requests[-1][1] == sent
+    serve.stop()
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.request_body == sent
+    assert body_of(exchange) == GZIP_BODY
+
+
+def test_host_and_path_reach_the_upstream_as_a_direct_call_would_write_them(serve: Served, upstream: Upstream) -> None:
+    get(serve, "/v1/models?beta=true", **{"X-Custom": "kept", "anthropic-beta": "a,b"})
+    head = upstream.requests[-1][0]
+    assert head.startswith(b"GET /v1/models?beta=true HTTP/1.1\r\n")
+    assert b"host: 127.0.0.1:%d\r\n" % upstream.port in head.lower()
+    assert b"X-Custom: kept\r\n" in head
+    assert b"anthropic-beta: a,b\r\n" in head
+
+
+def test_no_credential_reaches_the_disk(serve: Served, tmp_path: Path, upstream: Upstream) -> None:
+    get(serve, f"/v1/x?key={KEY}-query&alt=sse", Authorization=f"Bearer {KEY}", Cookie=f"c={KEY}-cookie")
+    get(serve, "/v1/x", **{"x-goog-api-key": f"{KEY}-goog", "api-key": KEY})
+    assert f"Bearer {KEY}".encode() in upstream.requests[-2][0]  # the upstream still gets it
+    wait_until_recorded(tmp_path, "/v1/x", b"{}")
+    live = b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
+    serve.stop()
+    closed = b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
+    for data in (live, closed, serve.stderr.read_bytes()):
+        assert KEY.encode() not in data
+        assert b"cookie-value-1" not in data
+    store = Store.open(tmp_path / "store")
+    assert {(secret.length, secret.kind) for secret in store.seen_secrets()} >= {
+        (len(KEY), "header"),
+        (len(KEY) + 7, "cookie"),
+        (len(KEY) + 6, "query"),
+        (14, "cookie"),
+    }
+    first = exchanges(tmp_path)[0]
+    assert first.path == "/v1/x?key=<redacted>&alt=sse"
+    assert first.request_header("authorization") == "<redacted>"
+    assert first.response_header("set-cookie") == "<redacted>"
+
+
+def test_a_store_is_private(serve: Served, tmp_path: Path) -> None:
+    get(serve, "/v1/x")
+    wait_until_recorded(tmp_path, "/v1/x", b"{}")
+    folder = tmp_path / "store"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
+def test_an_upstream_that_is_down_is_a_502_and_recorded_as_refused(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    with running_serve(tmp_path, "--upstream", f"http://127.0.0.1:{port}") as served:
+        status, _ = get(served, "/v1/messages")
+        served.stop()
+    assert status == 502
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "upstream_refused"
+    assert exchange.status is None
+    assert exchange.error is not None
+
+
+def test_cuts_are_told_apart_by_who_cut(serve: Served, tmp_path: Path) -> None:
+    connection = connect(serve)
+    connection.request("GET", "/cut")
+    with pytest.raises(http.client.IncompleteRead):
+        connection.getresponse().read()
+    connection.close()
+    assert get(serve, "/silent")[0] == 502
+    connection = connect(serve)
+    connection.request("GET", "/slow/100/20")
+    connection.getresponse().read(30)
+    connection.close()
+    deadline = time.monotonic() + 10
+    while len([e for e in exchanges(tmp_path) if e.outcome != "open"]) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    serve.stop()
+    cut, silent, aborted = exchanges(tmp_path)
+    assert (cut.outcome, body_of(cut)) == ("upstream_cut", b"only this")
+    assert silent.outcome == "upstream_cut"
+    assert aborted.outcome == "client_aborted"
+    assert aborted.reads
+
+
+def test_sigkill_in_mid_stream_leaves_the_request_and_what_had_arrived(tmp_path: Path, upstream: Upstream) -> None:
+    with running_serve(tmp_path, "--upstream", upstream.url) as served:
+        connection = connect(served)
+        connection.request("POST", "/slow/1000/20", body=b'{"long": "%s"}' % (b"y" * 5000))
+        response = connection.getresponse()
+        while b'"number": 30}' not in response.readline():
+            pass
+        wait_until_recorded(tmp_path, "/slow/1000/20", b'"number": 30}')
+        served.stop(signal.SIGKILL)
+        connection.close()
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "open"
+    assert exchange.request_body == b'{"long": "%s"}' % (b"y" * 5000)
+    assert b'"number": 30}' in body_of(exchange)
+    assert [gap.kind for gap in exchange.gaps] == ["killed"]
+    assert exchange.t_end_ns is None
+
+
+def test_a_stop_lets_a_running_stream_end(serve: Served, tmp_path: Path) -> None:
+    connection = connect(serve)
+    connection.request("GET", "/slow/20/50")
+    response = connection.getresponse()
+    response.readline()
+    serve.process.send_signal(signal.SIGTERM)
+    assert response.read().count(b"data:") == 20
+    connection.close()
+    assert serve.process.wait(20) == 0
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "complete"
+
+
+def test_two_recorders_on_one_store(tmp_path: Path, upstream: Upstream) -> None:
+    with (
+        running_serve(tmp_path, "--upstream", upstream.url, name="one") as one,
+        running_serve(tmp_path, "--upstream", upstream.url, name="two") as two,
+    ):
+        get(one, "/from/one")
+        get(two, "/from/two")
+        one.stop()
+        two.stop()
+    found = exchanges(tmp_path)
+    assert {exchange.path for exchange in found} == {"/from/one", "/from/two"}
+    assert len({exchange.exchange_id for exchange in found}) == 2
+    assert len(Store.open(tmp_path / "store").journals()) == 2
+
+
+def test_routes_are_told_apart_by_the_first_segment(tmp_path: Path, upstream: Upstream) -> None:
+    routes = ("--route", f"anthropic={upstream.url}", "--route", f"openai={upstream.url}/prefix/")
+    with running_serve(tmp_path, *routes) as served:
+        assert get(served, "/anthropic/v1/messages?beta=true")[0] == 200
+        assert upstream.requests[-1][0].startswith(b"GET /v1/messages?beta=true ")
+        assert get(served, "/openai/responses")[0] == 200
+        assert upstream.requests[-1][0].startswith(b"GET /prefix/responses ")
+        status, body = get(served, "/other/responses")
+        served.stop()
+    assert status == 404
+    assert b"/anthropic" in body
+    assert [exchange.path for exchange in exchanges(tmp_path)][:2] == ["/v1/messages?beta=true", "/prefix/responses"]
+
+
+def test_a_web_page_cannot_reach_through(serve: Served) -> None:
+    assert get(serve, "/x", Host="rebound.example:80")[0] == 403
+    assert get(serve, "/x", Origin="https://page.example")[0] == 403
+    assert get(serve, "/x", Origin="http://localhost:3000")[0] == 200
+
+
+def test_a_full_disk_stops_the_recording_and_not_the_agent(tmp_path: Path, upstream: Upstream) -> None:
+    with running_serve(tmp_path, "--upstream", upstream.url, limit_bytes=400_000) as served:
+        for _ in range(6):
+            connection = connect(served)
+            connection.request("POST", "/v1/x", body=os.urandom(150_000))
+            assert connection.getresponse().read() == b"{}"
+            connection.close()
+            time.sleep(0.3)
+        code = served.stop()
+        words = served.stderr.read_text()
+    assert code == 3
+    assert "RECORDING STOPPED" in words
+    assert "Traceback" not in words
+    kept = list(Store.open(tmp_path / "store").exchanges())
+    assert 1 <= len(kept) < 6
+    assert len(kept[0].request_body) == 150_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--upstream", "http://127.0.0.1:1", "--listen", "0.0.0.0:0"), 3, "not a loopback address"),
+        (("--upstream", "http://127.0.0.1:1", "--listen", "8000x"), 2, "HOST:PORT"),
+        (("--upstream", "127.0.0.1:1"), 2, "no base URL"),
+        (("--upstream", "http://name:word@127.0.0.1:1"), 2, "leave credentials out"),
+        (("--route", "anthropic"), 2, "NAME=URL"),
+        ((), 2, "name an upstream"),
+    ],
+    ids=["other address", "no port", "no scheme", "credentials", "route without URL", "nothing"],
+)
+def test_bad_words_get_one_sentence(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = subprocess.run(
+        agentdyno("capture", "serve", "--store", str(tmp_path / "store"), *arguments), capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said(tmp_path: Path, serve: Served) -> None:
+    done = subprocess.run(
+        agentdyno(
+            *("capture", "serve", "--store", str(tmp_path / "store"), "--upstream", "http://127.0.0.1:1"),
+            *("--listen", f"127.0.0.1:{serve.port}"),
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert f"cannot listen on 127.0.0.1:{serve.port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_addon_works_in_somebody_elses_mitmdump(tmp_path: Path, upstream: Upstream) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store, log = tmp_path / "store", tmp_path / "mitmdump.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).parent / "mitmdump"), "-q", "-s", str(ROOT / "capture" / "addon.py")),
+                *("--mode", f"reverse:{upstream.url}", "--listen-host", "127.0.0.1", "-p", str(port)),
+                *("--set", f"confdir={tmp_path / 'mitmproxy'}"),
+            ],
+            env={**os.environ, "AGENTDYNO_STORE": str(store)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                answer = get(
+                    Served(process, f"http://127.0.0.1:{port}", log), "/slow/3/10", Authorization=f"Bearer {KEY}"
+                )
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert answer[1].count(b"data:") == 3
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "complete"
+    assert body_of(exchange).count(b"data:") == 3
+    assert KEY not in log.read_text()
+
+
+def test_the_ready_file_holds_one_line(serve: Served, tmp_path: Path) -> None:
+    text = (tmp_path / "serve.ready").read_text()
+    assert text == f"{serve.url}\n"
+    assert wait_for(tmp_path / "serve.ready", serve.process, serve.stderr) == serve.url
+
+
+def test_an_upstream_with_tls_is_verified_and_recorded(tmp_path: Path, upstream: Upstream) -> None:
+    authority, leaf = make_certificates(tmp_path)
+    with tls_front(leaf, upstream.port) as port:
+        url = f"https://localhost:{port}"
+        with running_serve(tmp_path, "--upstream", url, name="stranger") as served:
+            assert get(served, "/slow/3/10")[0] == 502
+            served.stop()
+        os.environ["SSL_CERT_FILE"] = str(authority)
+        try:
+            with running_serve(tmp_path, "--upstream", url, name="friend") as served:
+                status, body = get(served, "/slow/3/10")
+                served.stop()
+        finally:
+            del os.environ["SSL_CERT_FILE"]
+    assert (status, body.count(b"data:")) == (200, 3)
+    refused, complete = exchanges(tmp_path)
+    assert refused.outcome == "upstream_refused"
+    assert "certificate" in (refused.error or "").lower()
+    assert (complete.outcome, complete.host) == ("complete", f"localhost:{port}")
+
+
+def make_certificates(folder: Path) -> tuple[Path, Path]:
+    """A certificate authority of our own, and key and certificate of localhost in one file."""
+    now = datetime.datetime.now(datetime.UTC)
+    pem = serialization.Encoding.PEM
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+
+    def certificate(subject: x509.Name, public: ec.EllipticCurvePublicKey, *, authority: bool) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        )
+        if not authority:
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(key, hashes.SHA256()).public_bytes(pem)
+
+    leaf_key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    private = leaf_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "authority.pem").write_bytes(certificate(issuer, key.public_key(), authority=True))
+    (folder / "leaf.pem").write_bytes(private + certificate(subject, leaf_key.public_key(), authority=False))
+    return folder / "authority.pem", folder / "leaf.pem"
+
+
+@contextmanager
+def tls_front(leaf: Path, port: int) -> Iterator[int]:
+    """A TLS server that hands its connections on to a plain one."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(leaf)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for side in (source, target):
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            try:
+                raw, _ = listener.accept()
+            except OSError:
+                return
+            with (
+                raw,
+                contextlib.suppress(OSError),
+                context.wrap_socket(raw, server_side=True) as secure,
+                socket.create_connection(("127.0.0.1", port)) as plain,
+            ):
+                back = threading.Thread(target=copy, args=(plain, secure))
+                back.start()
+                copy(secure, plain)
+                back.join()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
