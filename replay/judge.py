@@ -327,6 +327,8 @@ def labels(inputs: RunInputs, plan: PlanFile, system: System, winner: Judged | N
         found.append(f"contexts scaled by {plan.context.scale:g}")
     if plan.left_out:
         found.append(f"{len(plan.left_out)} sessions left out")
+    if plan.length.mode == "exact" and inputs.probe["ignore_eos"] == "unforced":
+        found.append("ignore_eos: lengths came as asked, but nothing could make this server stop early without it")
     if plan.length.mode == "free":
         found.append("output length free: the model decides how much work it does")
     if plan.length.scale != 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -21,6 +22,7 @@ from replay.transport import WIRE
 
 REQUEST_TIMEOUT_S = 60.0
 """Of one request of the probe; a server that loads lazily takes long for the first."""
+CODE_CHARACTERS = 6000
 FORCED_TOKENS = 16
 END_TOKEN_TEXTS = (
     "<|im_end|>",
@@ -67,6 +69,7 @@ class ProbeReport:
     context_tokens: int | None
     context_source: str | None
     vocabulary_tokens: int | None
+    text_tokens_x: float | None  # tokens the server makes of one that o200k_base counts, over a page of code
     cached_tokens_reported: bool
     tokenizes: bool
     requests: int  # completions that the probe asked for
@@ -153,6 +156,7 @@ class _Probe:
             context_tokens=context,
             context_source=source,
             vocabulary_tokens=card.vocabulary_tokens if card else None,
+            text_tokens_x=await self.ask_text_tokens(),
             cached_tokens_reported=cached is not None,
             tokenizes=self.tokenizes,
             requests=self.requests,
@@ -183,6 +187,16 @@ class _Probe:
     async def chat(self, text: str, max_tokens: int, **fields: object) -> _Reply:
         messages = [{"role": "user", "content": text}]
         return await self.ask("/v1/chat/completions", {"messages": messages, "max_tokens": max_tokens, **fields})
+
+    async def ask_text_tokens(self) -> float | None:
+        """How this server's tokenizer counts code, compared with the one that datasets are counted by."""
+        from curate.tokens import load_encoding
+
+        code = _page_of_code()
+        reply = await self.chat(code, 1)
+        if reply.answer is None or reply.answer.prompt_tokens is None:
+            return None
+        return round(reply.answer.prompt_tokens / len(load_encoding("o200k_base").encode_ordinary(code)), 3)
 
     # -- the end token
 
@@ -259,6 +273,11 @@ class _Probe:
         )
         found = CONTEXT_LIMIT.search(reply.error or "") if reply.status != 200 else None
         return (int(found[1]), "the words of its refusal") if found else (None, None)
+
+
+def _page_of_code() -> str:
+    """Some real code, as agents read all day: the head of this very file."""
+    return Path(__file__).read_text(encoding="utf-8")[:CODE_CHARACTERS]
 
 
 def _stopped_early(answer: Answer, asked: int) -> bool:

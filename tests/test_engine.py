@@ -123,7 +123,7 @@ def test_a_context_that_is_too_long_is_refused_not_cut(engine: Engine) -> None:
 def test_the_label_says_what_the_system_is(engine: Engine) -> None:
     assert engine.label == (
         f"llama.cpp on {default_threads()} CPU thread(s), made-up weights (agentdyno-nano), 2 slots of 4096 tokens, "
-        "no RAM prompt cache"
+        "no RAM prompt cache, nice 10"
     )
 
 

@@ -63,6 +63,16 @@ def test_datasets_is_the_library_and_our_folder_is_no_package() -> None:
     assert "site-packages" in run.stdout
 
 
+def test_every_published_dataset_is_whole_and_small() -> None:
+    from curate.dataset import Dataset
+
+    folders = [path for path in (ROOT / "datasets").iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        Dataset.open(folder).verify()
+    assert sum(path.stat().st_size for path in (ROOT / "datasets").rglob("*") if path.is_file()) < 10_000_000
+
+
 def test_no_tests_folder_hides_a_stage() -> None:
     assert [stage for stage in STAGES if (ROOT / "tests" / stage).exists()] == []
 
