@@ -363,20 +363,19 @@ def test_the_ready_file_holds_one_line(serve: Served, tmp_path: Path) -> None:
     assert wait_for(tmp_path / "serve.ready", serve.process, serve.stderr) == serve.url
 
 
-def test_an_upstream_with_tls_is_verified_and_recorded(tmp_path: Path, upstream: Upstream) -> None:
+def test_an_upstream_with_tls_is_verified_and_recorded(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority, leaf = make_certificates(tmp_path)
     with tls_front(leaf, upstream.port) as port:
         url = f"https://localhost:{port}"
         with running_serve(tmp_path, "--upstream", url, name="stranger") as served:
             assert get(served, "/slow/3/10")[0] == 502
             served.stop()
-        os.environ["SSL_CERT_FILE"] = str(authority)
-        try:
-            with running_serve(tmp_path, "--upstream", url, name="friend") as served:
-                status, body = get(served, "/slow/3/10")
-                served.stop()
-        finally:
-            del os.environ["SSL_CERT_FILE"]
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        with running_serve(tmp_path, "--upstream", url, name="friend") as served:
+            status, body = get(served, "/slow/3/10")
+            served.stop()
     assert (status, body.count(b"data:")) == (200, 3)
     refused, complete = exchanges(tmp_path)
     assert refused.outcome == "upstream_refused"
