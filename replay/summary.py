@@ -53,7 +53,8 @@ def headline(score: dict[str, Any]) -> str:
 def denominator_line(row: dict[str, Any]) -> str:
     """One ratio with its denominator."""
     if row["unit"] != "W":
-        return f"{row['agents']:,.3g} agents per {row['per']} ({row['denominator']} {row['unit']}, {row['basis']})"
+        unit = row["per"] if row["denominator"] == 1 else row["unit"]
+        return f"{row['agents']:,.3g} agents per {row['per']} ({row['denominator']} {unit}, {row['basis']})"
     return (
         f"{row['agents']:,.0f} agents per MW ({row['basis']}, {row['source']}: {row['denominator']:,.1f} W, "
         f"{row['watts_per_agent']:,.3g} W per agent; {row['scope']})"

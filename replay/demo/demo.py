@@ -65,7 +65,10 @@ RULES = PlanRules(
 )
 SLOTS, SLOT_CONTEXT = 16, 12_288
 LARGEST = 64
-FALLBACK_POWER = "declared:65W"  # a desktop processor's nameplate, for machines whose counters are not readable
+EXAMPLE_POWER = "declared:65W"  # a desktop processor's nameplate, for machines whose counters are not readable
+EXAMPLE_NOTE = (
+    "no power counter is readable here: 65 W is an example figure, not this machine's; state yours by --power"
+)
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 
@@ -96,7 +99,7 @@ def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
     if folder.exists():
         raise click.UsageError(f"{folder} exists already: name a new folder with --out")
     try:
-        choice = _power(power)
+        choice, note = _power(power)
     except ValueError as fault:
         raise click.UsageError(str(fault)) from fault
     except PowerFault as fault:
@@ -105,7 +108,7 @@ def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
     folder.mkdir(parents=True)
     try:
         with _terminate_like_interrupt():
-            score = _path(folder, choice, talk)
+            score = _path(folder, choice, note, talk)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         talk.console.print("interrupted: everything is stopped, nothing is left behind")
@@ -122,7 +125,7 @@ def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
         click.echo(f"again    agentdyno replay verify {folder / 'run'}")
 
 
-def _path(folder: Path, power: PowerChoice, talk: Talk) -> dict[str, Any]:
+def _path(folder: Path, power: PowerChoice, note: str | None, talk: Talk) -> dict[str, Any]:
     store = folder / "store"
     talk.begin(f"record: {len(TASKS)} tasks of a small agent, through the recorder")
     _record(store, talk)
@@ -136,8 +139,10 @@ def _path(folder: Path, power: PowerChoice, talk: Talk) -> dict[str, Any]:
     talk.begin("serve: llama.cpp with a made-up model (made once, then cached)")
     with running_engine(slots=SLOTS, slot_context=SLOT_CONTEXT) as engine:
         talk.say(engine.label)
+        if note is not None:
+            talk.say(note)
         talk.begin(f"score: search the largest number of agents within {SERVICE_LEVEL}")
-        score = _score(folder / "run", dataset, engine, power)
+        score = _score(folder / "run", dataset, engine, power, note)
     talk.begin("verify: recompute everything from the records, write the report")
     run_folder = RunFolder(path=folder / "run")
     differences = verify(run_folder)
@@ -200,7 +205,7 @@ def _import(store: Path, talk: Talk) -> None:
     talk.say(f"{len(imported.trajectories)} sessions, {requests} requests")
 
 
-def _score(folder: Path, dataset: Dataset, engine: Engine, power: PowerChoice) -> dict[str, Any]:
+def _score(folder: Path, dataset: Dataset, engine: Engine, power: PowerChoice, note: str | None) -> dict[str, Any]:
     slo = load_slo(SERVICE_LEVEL)
     request = RunRequest(
         kind="score",
@@ -210,7 +215,7 @@ def _score(folder: Path, dataset: Dataset, engine: Engine, power: PowerChoice) -
         slo=slo,
         protocol=PROTOCOL,
         quick=True,
-        system=_system(engine),
+        system=_system(engine, note),
         power=(power,),
         agents=2,
         maximum_agents=LARGEST,
@@ -221,7 +226,7 @@ def _score(folder: Path, dataset: Dataset, engine: Engine, power: PowerChoice) -
         return run(request, dataset.trajectories, watcher)
 
 
-def _system(engine: Engine) -> System:
+def _system(engine: Engine, note: str | None) -> System:
     return System(
         name="this machine's CPU",
         accelerators=(Accelerator(name=f"CPU, {engine.threads} thread(s)", kind="cpu"),),
@@ -235,20 +240,20 @@ def _system(engine: Engine) -> System:
         parallelism="none",
         tuned_by="the demo",
         run_by="the demo",
-        notes=engine.label,
+        notes="; ".join(filter(None, [engine.label, note])),
     )
 
 
-def _power(text: str | None) -> PowerChoice:
-    """The power source: the one that was asked for, else CPU counters where readable, else a stated figure."""
+def _power(text: str | None) -> tuple[PowerChoice, str | None]:
+    """The power source that was asked for; else CPU counters; else an example figure, and the note that says so."""
     if text is not None:
-        return parse_power(text)
+        return parse_power(text), None
     choice = parse_power("rapl")
     try:
         choice.open().close()
     except PowerFault:
-        return parse_power(FALLBACK_POWER)
-    return choice
+        return parse_power(EXAMPLE_POWER), EXAMPLE_NOTE
+    return choice, None
 
 
 @contextlib.contextmanager
