@@ -64,7 +64,7 @@ RULES = PlanRules(
     context=ContextPolicy(scale=0.2),
 )
 SLOTS, SLOT_CONTEXT = 16, 12_288
-LARGEST = 64
+FIRST, LARGEST = 4, 64  # levels at which the search starts and ends
 EXAMPLE_POWER = "declared:65W"  # a desktop processor's nameplate, for machines whose counters are not readable
 EXAMPLE_NOTE = (
     "no power counter is readable here: 65 W is an example figure, not this machine's; state yours by --power"
@@ -217,7 +217,7 @@ def _score(folder: Path, dataset: Dataset, engine: Engine, power: PowerChoice, n
         quick=True,
         system=_system(engine, note),
         power=(power,),
-        agents=2,
+        agents=FIRST,
         maximum_agents=LARGEST,
         out=folder,
         resume=False,
