@@ -24,8 +24,8 @@ ATTRIBUTION = {
         "appear as block hashes."
     ),
     "agentperf-local": (
-        "Sessions of source `agentperf-local` come from the package agentperf-local by Artificial Analysis "
-        "(https://pypi.org/project/agentperf-local/), Apache-2.0."
+        "Sessions of source `agentperf-local` come from the PyPI package of that name by Artificial Analysis, "
+        "Apache-2.0."
     ),
 }
 # The Hub's classes, by the first number of rows that no longer fits.
