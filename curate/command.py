@@ -50,8 +50,7 @@ def _faults() -> Iterator[None]:
     "stores",
     type=click.Path(path_type=Path),
     multiple=True,
-    required=True,
-    help="A store of recorded or imported sessions; repeat it to build from several.",
+    help="A store of recorded or imported sessions; repeat it to build from several [AGENTDYNO_STORE, else data home].",
 )
 @click.option(
     "--out",
@@ -75,6 +74,7 @@ def build(
     Drops nothing but what cannot be read, and says why. Prints the folder's path.
     """
     with _faults():
+        from capture.store import default_store
         from curate.build import build as build_dataset
         from curate.recipe import read_recipe
         from curate.tokens import DEFAULT_ENCODING
@@ -93,7 +93,8 @@ def build(
         except ValueError as fault:
             raise click.UsageError(str(fault)) from fault
         with _progress() as on_progress:
-            report = build_dataset(stores, out, tokenizer=named, on_progress=on_progress, recipe=recipe, jobs=jobs)
+            sources = stores or (default_store(),)
+            report = build_dataset(sources, out, tokenizer=named, on_progress=on_progress, recipe=recipe, jobs=jobs)
     _tell(report)
     click.echo(str(report.folder))
 
