@@ -337,6 +337,12 @@ def labels(inputs: RunInputs, plan: PlanFile, system: System, winner: Judged | N
         found.append(f"outputs capped at {plan.length.cap} tokens")
     if plan.delay != DelayPolicy():
         found.append(f"delays: {plan.delay_policy_id} instead of {DelayPolicy().policy_id}")
+    unsplit = sum(bool(session.delay_us.get("unsplit")) for session in plan.sessions)
+    if unsplit:
+        found.append(
+            f"unsplit gaps in {unsplit} of {len(plan.sessions)} sessions: their source does not tell tool from human "
+            f"time; both together are waited up to {plan.delay.unsplit_cap_s:g} s"
+        )
     if plan.isolation != "play":
         found.append(f"prefix cache isolated by {plan.isolation}, not by play")
     if not inputs.power:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,11 @@ def test_demo_works_from_the_installed_command(installed: tuple[Path, dict[str, 
     done = run([command, "demo", "--json", "--out", "result"], env=environment, cwd=tmp_path)
     score = json.loads(done.stdout)
     assert score["agents"] >= 1
-    assert score["agents_per_mw"]
-    report = (tmp_path / "result" / "run" / "report.html").read_text()
+    assert [row["basis"] for row in score["denominators"] if row["per"] == "megawatt"] in (["declared"], ["measured"])
+    assert any("made-up weights" in label for label in score["labels"])
+    assert any("CPU engine" in label for label in score["labels"])
+    result = tmp_path / "result"
+    assert sorted(path.name for path in result.iterdir()) == ["dataset", "run", "store"]
+    report = (result / "run" / "report.html").read_text()
     assert "made-up weights" in report
-    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'>\s]+""", report) == []  # nothing is fetched from anywhere
