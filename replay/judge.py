@@ -326,7 +326,11 @@ def labels(inputs: RunInputs, plan: PlanFile, system: System, winner: Judged | N
     if plan.context.scale != 1:
         found.append(f"contexts scaled by {plan.context.scale:g}")
     if plan.left_out:
-        found.append(f"{len(plan.left_out)} sessions left out")
+        first = plan.left_out[0]
+        found.append(
+            f"{len(plan.left_out)} of {len(plan.left_out) + len(plan.sessions)} sessions left out; "
+            f"{first.session_id}: {first.reason}"
+        )
     if plan.length.mode == "exact" and inputs.probe["ignore_eos"] == "unforced":
         found.append("ignore_eos: lengths came as asked, but nothing could make this server stop early without it")
     if plan.length.mode == "free":
