@@ -2,7 +2,7 @@
 
 The scripted server runs in this process and the recorder in another one; both, and the commands that the agents run,
 read the clock of this machine, so the server's log and the commands' own stamps are the measure of the recording.
-Noise of a busy machine only ever adds time: a bound counts as missed when every attempt misses it.
+Noise of a busy machine only ever adds time, so one session that holds every bound is enough; up to six may try.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.real_agents import AGENTS, Agent, Unavailable
 
 pytestmark = [pytest.mark.agents, pytest.mark.slow, pytest.mark.timeout(600)]
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 ROOT = Path(__file__).parent.parent
 # Stamps itself: EPOCHREALTIME is bash's clock with microseconds, read without starting a program.
 TIMED = """\
@@ -170,17 +170,14 @@ def test_a_recorded_session_is_whole_and_its_times_are_true(
 ) -> None:
     if shutil.which("bash") is None:
         pytest.skip("bash is not on PATH; the timed commands need it")
-    best: dict[str, tuple[float, float]] = {}
     for attempt in range(ATTEMPTS):
         shown, log, stamps = record(agent, tmp_path / str(attempt))
         check_what_was_said(agent, shown, log)
-        for name, (value, bound) in differences(agent, shown, log, stamps).items():
-            if name not in best or value - bound < best[name][0] - best[name][1]:
-                best[name] = (value, bound)
-        missed = [name for name, (value, bound) in best.items() if value > bound]
+        found = differences(agent, shown, log, stamps)
+        table = "\n".join(f"{name:36} {value:7.1f} ms of {bound:6.1f} ms" for name, (value, bound) in found.items())
+        with capsys.disabled():
+            print(f"\n{agent.name}, attempt {attempt + 1}\n{table}")
+        missed = [name for name, (value, bound) in found.items() if value > bound]
         if not missed:
             break
-    table = "\n".join(f"{name:36} {value:7.1f} ms of {bound:6.1f} ms" for name, (value, bound) in best.items())
-    with capsys.disabled():
-        print(f"\n{agent.name}, attempt {attempt + 1}\n{table}")
     assert not missed, table
