@@ -379,14 +379,12 @@ def _token_work(inside: Iterable[RequestRecord]) -> TokenWork:
     )
 
 
-def _cached_share(done: Iterable[RequestRecord]) -> float | None:
-    pairs = [
-        (record.cached_tokens, record.prompt_tokens)
-        for record in done
-        if record.cached_tokens is not None and record.prompt_tokens
-    ]
-    total = sum(prompt for _, prompt in pairs)
-    return sum(cached for cached, _ in pairs) / total if total else None
+def _cached_share(done: Sequence[RequestRecord]) -> float | None:
+    """Where a server reports cached tokens at all, an answer without the field had none (SGLang leaves out a 0)."""
+    if all(record.cached_tokens is None for record in done):
+        return None
+    total = sum(record.prompt_tokens or 0 for record in done)
+    return sum(record.cached_tokens or 0 for record in done if record.prompt_tokens) / total if total else None
 
 
 def _ideal_share(done: Iterable[RequestRecord]) -> float | None:

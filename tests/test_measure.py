@@ -109,6 +109,16 @@ def test_one_request_by_hand() -> None:
     assert found.output_tok_per_s == pytest.approx(101 / 30)
 
 
+@pytest.mark.parametrize(
+    ("cached", "share"),
+    [((600, 400), 0.5), ((600, None), 0.3), ((None, None), None), ((0, None), 0.0)],
+    ids=["both say", "a field left out is a 0", "a server that never says", "only zeros"],
+)
+def test_a_missing_cache_count_never_raises_the_share(cached: tuple[int | None, ...], share: float | None) -> None:
+    found = look([record(cached_tokens=count) for count in cached])
+    assert found.cached_share == (None if share is None else pytest.approx(share))
+
+
 @pytest.mark.parametrize(("sent_s", "inside"), [(9.999, False), (10.0, True), (39.999, True), (40.0, False)], ids=str)
 def test_the_window_is_about_when_a_request_was_sent(sent_s: float, inside: bool) -> None:
     assert bool(in_window([record(sent_s=sent_s)], WINDOW)) is inside
