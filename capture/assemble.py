@@ -4,7 +4,8 @@ The law of this file, in four sentences:
 
 1. Every call lands in exactly one session and on exactly one chain of it; nothing is dropped, a failed attempt
    included, because it loaded a server.
-2. A prompt is told by spans of the session's pool, and the messages under the spans are exactly the messages sent.
+2. A prompt is told by spans of the session's pool, and the messages under the spans are exactly the messages sent,
+   after those that the provider puts before them where a request names a previous response.
 3. Time on a chain is cut without rest: a call's own time, then the gap to the next send, which belongs to the tools if
    results came back, to the human if new words came, to the client otherwise.
 4. The same calls give the same session ids and the same order, whatever arrives after them.
@@ -134,7 +135,7 @@ class _Session:
             call.complete or position in self.superseded or (call.status is not None and call.status >= 400)
             for position, call in enumerate(calls)
         )
-        missing = sum(not call.messages for call in calls)
+        missing = sum(not node.call.messages or node.history_missing for node in self.nodes)
         return CaptureQuality(
             complete=whole and not gaps and not missing, gaps=gaps, clock_err_us=None, body_missing=missing
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,12 @@ def _default_store() -> Path:
     from capture.store import default_store
 
     return default_store()
+
+
+def _need_recorder() -> None:
+    """Stop before a store is made where nothing could be recorded into it."""
+    if importlib.util.find_spec("mitmproxy") is None:
+        raise EnvironmentFault("mitmproxy is missing: install the extra `agentdyno[capture]`")
 
 
 def _recording_store(path: Path | None) -> Store:
@@ -60,13 +67,15 @@ def _routes(upstream: str | None, routes: tuple[str, ...]) -> Routes:
     if not upstream and not routes:
         raise click.UsageError("name an upstream: --upstream URL, or --route anthropic=URL --route openai=URL")
     try:
-        named = []
+        named: list[tuple[str, Upstream]] = []
         for route in routes:
             segment, equals, url = route.partition("=")
             if not equals or not segment or "/" in segment:
                 raise click.UsageError(
                     f"--route {route!r}: write NAME=URL, where NAME is the first segment of the path"
                 )
+            if segment in dict(named):
+                raise click.UsageError(f"--route {segment}=… is given twice: which upstream is meant?")
             named.append((segment, Upstream.parse(url)))
         return Routes(default=Upstream.parse(upstream) if upstream else None, by_segment=tuple(named))
     except UpstreamError as fault:
@@ -118,6 +127,7 @@ def serve(
     """
     where = _routes(upstream, routes)
     address = _address(listen)
+    _need_recorder()
     store = _recording_store(store_path)
     try:
         from capture.proxy import ListenError, serve
@@ -126,11 +136,14 @@ def serve(
 
     def ready(url: str) -> None:
         if ready_file is not None:
-            draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-            draft.write_text(f"{url}\n")
-            draft.replace(ready_file)
-        click.echo(url)
-        sys.stdout.flush()
+            try:
+                draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+                draft.write_text(f"{url}\n")
+                draft.replace(ready_file)
+            except OSError as error:
+                raise EnvironmentFault(f"cannot write the ready file {ready_file}: {error.strerror}") from error
+        with suppress(OSError):  # nobody reads it: then the ready file or a fixed port names the address
+            click.echo(url)
 
     def loud(sentence: str) -> None:
         _say(f"RECORDING STOPPED, relaying goes on: {sentence}")
@@ -175,6 +188,7 @@ def run(upstream: str | None, store_path: Path | None, command: tuple[str, ...])
     from capture.launch import LaunchError, launch
     from capture.upstream import UpstreamError
 
+    _need_recorder()
     store = _recording_store(store_path)
     try:
         code = launch(list(command), store=store, upstream=upstream, say=_say)

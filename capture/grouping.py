@@ -34,6 +34,7 @@ class Node:
     answer_hash: bytes | None
     tools: bytes
     opening: int  # canonical messages before the model's first word; alike in many sessions of one agent
+    history_missing: bool = False  # the prompt goes on from a response that the store does not hold
     evidence: LinkEvidence = "none"
 
     @property
@@ -71,21 +72,48 @@ def make_nodes(calls: Iterable[ModelCall]) -> list[Node]:
         return memo[message]
 
     nodes = []
-    for call in calls:
+    by_response: dict[str, ModelCall] = {}
+    for sent in sorted(calls, key=lambda call: (_send_us(call), call.exchange_id)):
+        before = by_response.get(sent.previous_response_id) if sent.previous_response_id else None
+        call = _with_history(sent, before)
+        if call.response_id:
+            by_response[call.response_id] = call
         end_ns = call.t_end_ns
         said = next((at for at, message in enumerate(call.messages) if message.role == "assistant"), len(call.messages))
         nodes.append(
             Node(
                 call=call,
-                send_us=call.wall_anchor_us + call.t_send_ns // 1000,
+                send_us=_send_us(call),
                 end_us=None if end_ns is None else call.wall_anchor_us + end_ns // 1000,
                 hashes=tuple(found for message in call.messages if (found := digest(message)) is not None),
                 opening=sum(1 for message in call.messages[:said] if digest(message) is not None),
                 answer_hash=None if call.answer is None else canonical_hash(call.answer),
                 tools=tools_hash(call.tools),
+                history_missing=bool(call.previous_response_id) and before is None,
             )
         )
-    return sorted(nodes, key=lambda node: (node.send_us, node.call.exchange_id))
+    return nodes
+
+
+def _send_us(call: ModelCall) -> int:
+    return call.wall_anchor_us + call.t_send_ns // 1000
+
+
+def _with_history(call: ModelCall, before: ModelCall | None) -> ModelCall:
+    """The call with the whole prompt that the model saw, where it sent only what follows an earlier response.
+
+    The instructions are the call's own: the API does not carry them over.
+    """
+    if before is None:
+        return call
+    said = [] if before.answer is None else [_as_said(before.answer)]
+    own = call.messages[len(call.system) :]
+    return replace(call, messages=(*call.system, *before.messages[len(before.system) :], *said, *own))
+
+
+def _as_said(answer: Message) -> Message:
+    """An answer as a later prompt holds it: without the times of a live one."""
+    return replace(answer, tool_calls=tuple(replace(use, t_emitted_ns=None) for use in answer.tool_calls))
 
 
 def carries_summary(prompt: Sequence[Message], answer: Message | None) -> bool:

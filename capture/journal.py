@@ -225,11 +225,15 @@ class JournalWriter:
         self._lock = os.open(self._lock_file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._database = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, cached_statements=32)
-        self._database.executescript(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 256;"
-            "PRAGMA journal_size_limit = 1048576;" + _TABLES + _BALLAST
-        )
-        self._write_meta(self._meta)
+        try:
+            self._database.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 256;"
+                "PRAGMA journal_size_limit = 1048576;" + _TABLES + _BALLAST
+            )
+            self._write_meta(self._meta)
+        except sqlite3.Error as fault:
+            self._discard()
+            raise OSError(f"cannot begin {self.path}: {fault}") from fault
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -305,7 +309,9 @@ class JournalWriter:
                 self._commit()
             self._commit()
             self._write_meta({"closed_ns": str(time.monotonic_ns()), "exchanges": str(self._last_written)})
-            self._database.execute("PRAGMA journal_mode = DELETE")
+            # Somebody reads it just now: everything is written, and the log stays beside the file.
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._database.execute("PRAGMA journal_mode = DELETE")
             self._database.close()
             self._lock_file.unlink()
         except (sqlite3.Error, OSError) as fault:
@@ -314,6 +320,14 @@ class JournalWriter:
             self._give_up(f"the recorder failed inside ({type(fault).__name__}: {fault})")
         finally:
             os.close(self._lock)
+
+    def _discard(self) -> None:
+        """Leave nothing of a journal that could not be begun."""
+        with contextlib.suppress(sqlite3.Error):
+            self._database.close()
+        os.close(self._lock)
+        for file in (self.path, self._lock_file, Path(f"{self.path}-wal"), Path(f"{self.path}-shm")):
+            file.unlink(missing_ok=True)
 
     def _give_up(self, sentence: str) -> None:
         self.fault = sentence
@@ -401,7 +415,8 @@ class JournalWriter:
             row.t_headers_ns, row.status = item.at_ns, item.status
             row.response_headers = self._headers(item.headers)
         else:
-            row.t_end_ns, row.outcome, row.error = item.at_ns, item.outcome, item.error
+            row.t_end_ns, row.outcome = item.at_ns, item.outcome
+            row.error = None if item.error is None else self._secrets.error(item.error)
 
     def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         numbers = []

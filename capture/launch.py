@@ -185,7 +185,8 @@ class _RecorderProcess:
             ready = Path(folder) / "ready"
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-c", "from capture.command import capture; capture()", "serve"),
+                    # -P: the agent's folder may hold modules of our names.
+                    *(sys.executable, "-P", "-c", "from capture.command import capture; capture()", "serve"),
                     *self.plan.serve_arguments(),
                     *("--listen", listen, "--store", str(self.store.path), "--ready-file", str(ready)),
                     *("--label", self.label, "--stop-with-stdin"),

@@ -21,6 +21,7 @@ DIGEST_BYTES = 16
 CONTAINER_BYTES = 1024  # an array or object of at least this size is cut inside
 VALUE_BYTES = 256  # smaller values stay together, up to a container's size: a part costs about 20 bytes
 LEAD_BYTES = 32  # that much before a value (keys, brackets) becomes a part of its own
+SCANS = 12  # times its length that a body is scanned at most: real ones nest seven deep, others keep larger parts
 REMEMBERED_BODIES = 8
 REMEMBERED_BYTES = 32 << 20
 PACK_BYTES = 4 << 20  # new parts are compressed together, this much at most
@@ -41,14 +42,16 @@ def cut_points(text: str) -> list[int]:
     """
     cuts: list[int] = []
     at, last, size = 0, 0, len(text)
+    left = SCANS * size
     try:
-        while at < size:
+        while at < size and left > 0:
             character = text[at]
             if character in ",:]}" or character in _SPACE:
                 at += 1
                 continue
             _, end = _scan_once(text, at)
             length = end - at
+            left -= length
             if length >= CONTAINER_BYTES and character in "[{":
                 at += 1
                 continue

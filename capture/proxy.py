@@ -28,6 +28,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.tools.dump import DumpMaster
 
 from capture.recorder import Recorder, open_journal
+from capture.secret import without_secrets
 from capture.store import Store
 from capture.upstream import Routes
 
@@ -66,12 +67,14 @@ class Router:
             return
         found = self._routes.target(request.path)
         if found is None:
-            flow.response = _refusal(404, f"no upstream for {request.path!r}; known: {self._routes.describe()}")
+            wanted = without_secrets(request.path)  # the refusal is recorded like any answer
+            flow.response = _refusal(404, f"no upstream for {wanted!r}; known: {self._routes.describe()}")
             return
         upstream, path = found
         request.data.host, request.data.port = upstream.host, upstream.port
         request.scheme = upstream.scheme
         request.headers["Host"] = upstream.authority
+        request.authority = ""  # of a target in absolute form: an origin server is asked by its path alone
         request.path = path
 
 
@@ -91,6 +94,7 @@ class _Ready:
         self._proxyserver = proxyserver
         self._on_ready = on_ready
         self.listening = False
+        self.fault: Exception | None = None  # of `on_ready`: mitmproxy would swallow it
 
     def running(self) -> None:
         addresses = self._proxyserver.listen_addrs()
@@ -99,7 +103,11 @@ class _Ready:
             return
         self.listening = True
         host, port = addresses[0][:2]
-        self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        try:
+            self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        except Exception as fault:  # noqa: BLE001 - raised again once everything is down
+            self.fault = fault
+            self._master.shutdown()
 
 
 class _LastError(logging.Handler):
@@ -196,6 +204,8 @@ async def _serve(
     with contextlib.suppress(asyncio.CancelledError):
         await ending
     logging.getLogger().removeHandler(last_error)
+    if ready.fault is not None:
+        raise ready.fault
     if not ready.listening:
         raise ListenError(f"cannot listen on {listen[0]}:{listen[1]}: {last_error.text}; name another port, or 0")
 

@@ -79,6 +79,8 @@ class JournalReader:
             self._open()
         except ValueError as fault:
             self._say(f"{path}: {fault}")
+        except OSError as fault:
+            self._say(f"{path}: cannot be read ({fault.strerror or fault})")
 
     def __enter__(self) -> Self:
         return self

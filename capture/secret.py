@@ -31,17 +31,23 @@ _NEVER = frozenset(
 )
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])")
 _SECRET_WORD = re.compile(
-    r"(?:key|.*(?:api|access|secret|private|auth|account|master|subscription|function)key|.*token|.*secret|.*signature"
-    r"|.*passwd|.*password|.*passphrase|.*credentials?|sig|jwt|auth|bearer|authorization|.*cookie)$"
+    r"(?:key|.*(?:api|access|secret|private|auth|account|master|subscription|function)keys?|.*token|.*secret|.*signature"
+    r"|.*passwd|.*password|.*passphrase|pass|pwd|.*credentials?|creds?|sig|sas|hmac|jwt|dpop|.*assertion|auth|bearer"
+    r"|authorization|.*cookie2?)$"
 )
+_SECRET_PARAMETERS = frozenset({"code", "sid"})  # as headers they would be no credentials: Azure's function key, OAuth
 # Values that are keys whatever their field is called: the formats in which providers hand them out.
 _KEY_SHAPE = re.compile(
     r"sk-[A-Za-z0-9_-]{16,}|AIza[0-9A-Za-z_-]{35}|(?:ghp|gho|ghs|ghu|github_pat)_[A-Za-z0-9_]{20,}"
     r"|xox[abprs]-[A-Za-z0-9-]{10,}"
     r"|(?:hf|gsk|xai|pplx|nvapi|r8|glpat|tvly)[-_][A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
+    r"|(?<=openai-insecure-api-key\.)[^\s,]+"  # a WebSocket subprotocol that carries the key
 )
-_USER_INFO = re.compile(r"(?<=://)[^/@\s?#]+@")
+# What follows a scheme of HTTP authentication is a credential in a header of any name.
+_SCHEME = re.compile(r"(?:bearer|basic|token|apikey|dpop) +\S{8,}$", re.IGNORECASE)
+_USER_INFO = re.compile(r"(?:(?<=://)|^)[^/@\s?#]+@")
+_QUOTED_BYTES = re.compile(r"\bb(['\"]).*\1|(?<=header: )(['\"]).*\2", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,29 +87,31 @@ class SecretFilter:
     def header(self, name: str, value: str) -> str:
         """The value of a header as it may be written. `name` in any case."""
         lowered = name.lower()
-        if is_secret_name(lowered):
+        if is_secret_name(lowered) or (lowered not in _NEVER and _SCHEME.match(value.strip())):
             self._remember_header(lowered, value)
             return REDACTED
-        if "://" in value:
+        if "://" in value or lowered in ("host", ":authority"):
             value = _USER_INFO.sub(f"{REDACTED}@", value)
-        if "?" in value and "=" in value:  # a link: location, referer
+        if "=" in value and ("?" in value or "#" in value):  # a link: location, referer
             value = self.path(value)
         return self._by_shape(value, "header")
 
+    def error(self, text: str) -> str:
+        """An error's text as it may be written: without the line of the peer that it quotes."""
+        return self._by_shape(_QUOTED_BYTES.sub(REDACTED, text), "header")
+
     def path(self, path: str) -> str:
         """A request target as it may be written: key-like parameters and key-shaped segments replaced."""
-        head, mark, query = path.partition("?")
-        head = self._by_shape(head, "path")
-        if not mark:
-            return head
-        fields = [self._parameter(field) for field in query.split("&")]
-        return f"{head}?{'&'.join(fields)}"
+        head, *rest = re.split(r"([?#&;])", path)
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return self._by_shape(head, "path") + "".join(mark + self._parameter(field) for mark, field in pairs)
 
     def _parameter(self, field: str) -> str:
         name, equals, value = field.partition("=")
         if not equals or not value:
             return self._by_shape(field, "query")
-        if is_secret_name(unquote_plus(name)):
+        plain = unquote_plus(name)
+        if is_secret_name(plain) or plain.lower() in _SECRET_PARAMETERS:
             self._remember(value, "query")
             self._remember(unquote_plus(value), "query")
             return f"{name}={REDACTED}"
@@ -143,3 +151,8 @@ class SecretFilter:
             secret = SeenSecret(length=len(data), digest=digest, kind=kind)
             self._seen[digest] = secret
             self._new.append(secret)
+
+
+def without_secrets(path: str) -> str:
+    """A path for people, less what `SecretFilter.path` takes out of it."""
+    return SecretFilter(b"").path(path)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from capture.secret import without_secrets
+
 
 class UpstreamError(ValueError):
     """An address is not usable. The sentence names it and the next step."""
@@ -35,7 +37,7 @@ class Upstream:
                 f"upstream {parts.hostname!r}: leave credentials out of the URL, the agent sends its own"
             )
         if parts.query or parts.fragment:
-            raise UpstreamError(f"upstream {url!r}: a base URL has no query and no fragment")
+            raise UpstreamError(f"upstream {parts.hostname!r}: a base URL has no query and no fragment")
         scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
         return cls(
             scheme=scheme,
@@ -79,9 +81,9 @@ class Routes:
         return None
 
     def describe(self) -> str:
-        """For people: which path goes where."""
-        named = [f"/{segment} → {upstream}" for segment, upstream in self.by_segment]
-        return ", ".join([*named, *([f"/ → {self.default}"] if self.default is not None else [])])
+        """For people and for the journal: which path goes where, without a key that an upstream's path holds."""
+        named = [*self.by_segment, *([("", self.default)] if self.default is not None else [])]
+        return ", ".join(f"/{segment} → {to.origin}{without_secrets(to.prefix)}" for segment, to in named)
 
     @property
     def any(self) -> Upstream:

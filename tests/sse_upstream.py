@@ -21,7 +21,7 @@ GZIP_BODY = gzip.compress(b'{"answer": "' + b"x" * 5000 + b'"}', mtime=0)
 
 @dataclass
 class Upstream:
-    """`requests` holds (head, body) as they arrived; paths: /slow/N/MS, /cut, /gzip, /silent, anything else."""
+    """`requests` holds (head, body) as they arrived; paths: /slow/N/MS, /cut, /gzip, /silent, /malformed, others."""
 
     port: int = 0
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -55,6 +55,8 @@ class Upstream:
             return False
         elif path == "/silent":
             return False
+        elif path == "/malformed":
+            writer.write(b"HTTP/1.1 200 OK\r\nset-cookie session=cookie-value-1\r\ncontent-length: 2\r\n\r\n{}")
         elif path == "/gzip":
             head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(GZIP_BODY)
             writer.write(head + GZIP_BODY)

@@ -248,6 +248,30 @@ def test_a_header_that_comes_late_is_adopted() -> None:
     assert found.session_id == session_id(KEY, "journal/0")
 
 
+def test_a_previous_response_stands_for_the_prompt_before_it() -> None:
+    wire = Wire()
+    first, second = said("I look.", ("c1", "Bash", "{}")), said("All fine, it seems.")
+    wire.call(0, [SYSTEM, user("Look.")], first, response_id="r1")
+    wire.call(1000, [SYSTEM, result("c1")], second, response_id="r2", previous_response_id="r1")
+    wire.call(2000, [SYSTEM, user("And now?")], said("Done."), response_id="r3", previous_response_id="r2")
+    (found,) = assemble(wire.calls, KEY)
+    assert [request.agent_path for request in found.requests] == ["main"] * 3
+    assert [request.context_event for request in found.requests] == ["append"] * 3
+    assert [request.gap_kind for request in found.requests] == ["none", "tool", "human"]
+    assert found.requests[2].prompt_spans is not None
+    whole = render(found.pool, found.requests[2].prompt_spans)
+    assert [message.role for message in whole] == ["system", "user", "assistant", "tool", "assistant", "user"]
+    assert found.num_user_messages == 2
+    assert found.quality.complete
+
+
+def test_a_previous_response_that_nobody_recorded_leaves_the_prompt_short() -> None:
+    wire = Wire()
+    wire.call(0, [SYSTEM, user("And now?")], said("Done."), response_id="r3", previous_response_id="r2")
+    (found,) = assemble(wire.calls, KEY)
+    assert (found.quality.body_missing, found.quality.complete) == (1, False)
+
+
 def test_failed_attempts_are_kept_and_tied() -> None:
     wire = Wire()
     prompt = [SYSTEM, user("Go")]

@@ -203,6 +203,13 @@ def test_usage_is_cumulative_and_leaves_the_cache_out() -> None:
     assert json.loads(usage.raw or "")["output_tokens"] == 87
 
 
+def test_the_placeholder_of_a_cut_stream_is_no_count() -> None:
+    stream = sse(start(input_tokens=3, output_tokens=1), *TEXT[:2])
+    usage = call("/v1/messages", REQUEST, stream, outcome="upstream_cut").usage
+    assert (usage.input_total, usage.output_total) == (3, None)
+    assert json.loads(usage.raw or "")["output_tokens"] == 1
+
+
 def test_usage_that_never_came_is_unknown() -> None:
     usage = call("/v1/messages", REQUEST, sse(start(), *TEXT, ("message_stop", {"type": "message_stop"}))).usage
     assert (usage.input_total, usage.cache_read, usage.output_total, usage.raw) == (None, None, None, None)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capture import parts
 from capture.exchange import Exchange
 from capture.journal import FROM_AGENT, FROM_UPSTREAM, SCHEMA, JournalWriter, encode_times
 from capture.parts import PartPool, cut_points, decode_runs, encode_runs
@@ -150,6 +151,31 @@ def test_cut_points_are_increasing_and_inside() -> None:
     assert cuts == sorted(set(cuts))
     assert cuts[0] > 0
     assert cuts[-1] < len(text)
+
+
+def test_deep_nesting_costs_no_more_than_a_few_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = 0
+    scan = parts._scan_once
+
+    def counting(text: str, at: int) -> tuple[object, int]:
+        nonlocal scanned
+        value, end = scan(text, at)
+        scanned += end - at
+        return value, end
+
+    monkeypatch.setattr(parts, "_scan_once", counting)
+    text = "[0," * 200 + "1," * 20_000 + "1" + "]" * 200
+    cut_points(text)
+    assert scanned <= (parts.SCANS + 1) * len(text)
+
+
+def test_a_journal_that_cannot_be_opened_hides_no_other(tmp_path: Path) -> None:
+    with journal(tmp_path / "store") as writer:
+        record(writer, b"{}", [b"data: 1\n\n"])
+    (tmp_path / "store" / "journal-x.sqlite").mkdir()
+    found, problems = read_all(tmp_path / "store")
+    assert len(found) == 1
+    assert [problem.rpartition(": ")[2] for problem in problems] == ["cannot be read (Is a directory)"]
 
 
 def test_everything_of_an_exchange_comes_back(tmp_path: Path) -> None:

@@ -153,6 +153,57 @@ def test_no_credential_reaches_the_disk(serve: Served, tmp_path: Path, upstream:
     assert first.response_header("set-cookie") == "<redacted>"
 
 
+def test_what_the_recorder_itself_says_holds_no_credential(tmp_path: Path, upstream: Upstream) -> None:
+    with running_serve(tmp_path, "--route", f"anthropic={upstream.url}/{KEY}") as served:
+        status, refusal = get(served, f"/v1/x?key={KEY}-query")
+        assert (status, b"/v1/x?key=<redacted>" in refusal) == (404, True)
+        assert get(served, "/anthropic/v1/x")[0] == 200
+        assert get(served, "/v1/x", Host=f"user:{KEY}@localhost")[0] == 403
+        wait_until_recorded(tmp_path, "/<redacted>/v1/x", b"{}")
+        live = b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
+        served.stop()
+    assert upstream.requests[-1][0].startswith(f"GET /{KEY}/v1/x ".encode())
+    closed = b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
+    assert KEY.encode() not in live + closed + served.stderr.read_bytes()
+
+
+def test_a_malformed_answer_is_told_without_the_line_that_was_wrong(serve: Served, tmp_path: Path) -> None:
+    assert get(serve, "/malformed")[0] == 502
+    serve.stop()
+    (exchange,) = exchanges(tmp_path)
+    assert exchange.outcome == "upstream_cut"
+    assert "Invalid header line" in str(exchange.error)
+    assert b"cookie-value-1" not in b"".join(file.read_bytes() for file in (tmp_path / "store").iterdir())
+
+
+def test_a_target_in_absolute_form_reaches_the_upstream_as_its_path(serve: Served, upstream: Upstream) -> None:
+    get(serve, "http://localhost/v1/models?beta=true")
+    assert upstream.requests[-1][0].startswith(b"GET /v1/models?beta=true HTTP/1.1\r\n")
+
+
+def test_a_stop_while_somebody_reads_ends_well(serve: Served, tmp_path: Path) -> None:
+    for path in ("/v1/x", "/v1/y"):
+        get(serve, path)
+        wait_until_recorded(tmp_path, path, b"{}")
+    reading = Store.open(tmp_path / "store").exchanges()
+    next(reading)
+    assert serve.stop() == 0
+    assert len(list(reading)) == 1
+    assert [exchange.outcome for exchange in exchanges(tmp_path)] == ["complete", "complete"]
+    assert not list((tmp_path / "store").glob("*.lock"))
+
+
+def test_a_disk_that_is_full_from_the_start_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError) as said,
+        running_serve(tmp_path, "--upstream", "http://127.0.0.1:1", limit_bytes=8_000),
+    ):
+        pass
+    assert "cannot record into" in str(said.value)
+    assert "Traceback" not in str(said.value)
+    assert [file.name for file in (tmp_path / "store").iterdir()] == ["store.key"]
+
+
 def test_a_store_is_private(serve: Served, tmp_path: Path) -> None:
     get(serve, "/v1/x")
     wait_until_recorded(tmp_path, "/v1/x", b"{}")
@@ -289,13 +340,29 @@ def test_a_full_disk_stops_the_recording_and_not_the_agent(tmp_path: Path, upstr
         (("--upstream", "127.0.0.1:1"), 2, "no base URL"),
         (("--upstream", "http://name:word@127.0.0.1:1"), 2, "leave credentials out"),
         (("--route", "anthropic"), 2, "NAME=URL"),
+        (("--route", "a=http://127.0.0.1:1", "--route", "a=http://127.0.0.1:2"), 2, "given twice"),
+        (("--upstream", "http://127.0.0.1:1/?key=k"), 2, "upstream '127.0.0.1': a base URL has no query"),
+        (("--upstream", "http://127.0.0.1:1", "--ready-file", "/dev/null/x"), 3, "cannot write the ready file"),
         ((), 2, "name an upstream"),
     ],
-    ids=["other address", "no port", "no scheme", "credentials", "route without URL", "nothing"],
+    ids=[
+        "other address",
+        "no port",
+        "no scheme",
+        "credentials",
+        "route without URL",
+        "route twice",
+        "query",
+        "ready file",
+        "nothing",
+    ],
 )
 def test_bad_words_get_one_sentence(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
     done = subprocess.run(
-        agentdyno("capture", "serve", "--store", str(tmp_path / "store"), *arguments), capture_output=True, text=True
+        agentdyno("capture", "serve", "--store", str(tmp_path / "store"), *arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == code
     assert words in done.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
@@ -243,7 +244,7 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
     usage: dict[str, Any] = {}
     notes: list[str] = []
     stop = response_id = error = model = None
-    complete = started = False
+    complete = started = counted = False
     for event in events:
         try:
             data = as_object(read_json(event.data))
@@ -270,16 +271,21 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
         elif kind == "message_delta":
             stop = as_text(as_object(data.get("delta")).get("stop_reason")) or stop
             # Cumulative, and null where a gateway does not know: overwrite, but never with nothing.
-            usage.update({key: value for key, value in as_object(data.get("usage")).items() if value is not None})
+            final = {key: value for key, value in as_object(data.get("usage")).items() if value is not None}
+            usage.update(final)
+            counted = counted or "output_tokens" in final
         elif kind == "message_stop":
             complete = True
         elif kind == "error":
             error = error_text(data) or "error"
     message = _close(blocks, closed_at, notes) if started or blocks else None
+    merged = read_usage(usage)
+    if not complete and not counted:
+        merged = replace(merged, output_total=None)  # `message_start` holds a placeholder, no count of what came
     return Answer(
         message=message,
         stop=stop,
-        usage=read_usage(usage),
+        usage=merged,
         response_id=response_id,
         content_at_ns=tuple(content_at),
         error=error,
