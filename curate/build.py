@@ -380,7 +380,13 @@ def _intact(out: Path, receipt: Receipt) -> bool:
 
 
 def _remove_strays(out: Path, receipts: Sequence[Receipt]) -> None:
-    """Remove shards of earlier builds that no longer belong: the card's globs would load them."""
+    """Remove what a published folder must not hold: shards that no longer belong, and drafts of a killed build.
+
+    The card's globs would load the shards; a draft may tell of sessions that are gone.
+    """
+    for name in ("README.md", "stats.json", MANIFEST):
+        for draft in out.glob(f".{name}.*"):
+            draft.unlink()
     wanted = {entry.path for receipt in receipts for entry in receipt.files.values()}
     for path in (out / "data").glob("*/*.parquet"):
         if path.relative_to(out).as_posix() not in wanted:

@@ -11,7 +11,8 @@ from curate.manifest import Manifest, write_atomically, write_json
 from curate.plot import Plot, draw_plots, short_number, short_time
 from curate.recipe import Recipe
 from curate.stats import STATS, Quantity, Stats, compute_stats, read_frames
-from curate.table import SESSIONS, TABLES, Table
+from curate.table import SESSIONS, TABLES, TOOL_CALLS, Table
+from curate.words import count
 
 CARD = "README.md"
 TAGS = ("agentdyno", "agent-traces", "coding-agents", "llm-inference", "benchmark")
@@ -28,6 +29,17 @@ ATTRIBUTION = {
         "Apache-2.0."
     ),
 }
+# What the Hub's front matter takes as `license` (hub docs, repositories-licenses); others are `other` with a name.
+HUB_LICENSES = frozenset(
+    """
+    apache-2.0 mit cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 odc-by odbl pddl bsd-2-clause bsd-3-clause mpl-2.0 isc
+    agpl-3.0 gpl-2.0 gpl-3.0 lgpl-2.1 lgpl-3.0 eupl-1.1 eupl-1.2 etalab-2.0 c-uda unlicense zlib artistic-2.0
+    afl-3.0 bsl-1.0 epl-2.0 ms-pl osl-3.0
+    """.split()  # noqa: SIM905 - a list of forty strings would be forty lines
+)
+HUB_SPELLINGS = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl", "c-uda-1.0": "c-uda"}
 # The Hub's classes, by the first number of rows that no longer fits.
 SIZES = (
     (10**3, "n<1K"),
@@ -67,13 +79,13 @@ def card(stats: Stats, plots: Sequence[Plot], recipe: Recipe) -> str:
         f"# {recipe.pretty_name or recipe.name or 'Coding-agent sessions'}",
         _opening(stats),
         (recipe.card or "").strip(),
-        _load(),
+        _load(stats),
         _lengths(stats, plots),
         _sources(stats),
         _funnel(stats),
         _redaction(stats),
         _licenses(stats),
-        _absent(),
+        _absent(stats),
         "## Columns\n\nTimes ending in `_us` are integer microseconds since the session's first send. "
         "Null is unknown, never 0.",
         *(column_table(table) for table in TABLES),
@@ -88,7 +100,7 @@ def _front_matter(stats: Stats, recipe: Recipe) -> str:
     licenses = sorted({share.value for share in stats.licenses if share.value})
     complete = bool(licenses) and all(share.value for share in stats.licenses)
     if complete and len(licenses) == 1:
-        lines.append(f"license: {json.dumps(licenses[0].lower())}")
+        lines += _license_lines(licenses[0])
     elif licenses:
         lines += ["license: other", "license_name: mixed", "license_link: README.md"]
     if recipe.language:
@@ -97,12 +109,26 @@ def _front_matter(stats: Stats, recipe: Recipe) -> str:
     lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys((*TAGS, *recipe.tags)))]
     lines += ["task_categories:", "- text-generation"]
     lines += ["size_categories:", f"- {size_category(stats.rows[SESSIONS.name])}", "configs:"]
-    for table in TABLES:
+    for table in _tables(stats):
         lines += [f"- config_name: {table.name}", "  data_files:", "  - split: train"]
         lines.append(f"    path: data/{table.name}/*.parquet")
         if table is SESSIONS:
             lines.append("  default: true")
     return "\n".join(("---", *lines, "---"))
+
+
+def _license_lines(spdx: str) -> list[str]:
+    """A licence as the Hub knows it, or by name where it does not."""
+    name = spdx.lower().removesuffix("-only").removesuffix("-or-later")
+    name = HUB_SPELLINGS.get(name, name)
+    if name in HUB_LICENSES:
+        return [f"license: {json.dumps(name)}"]
+    return ["license: other", f"license_name: {json.dumps(spdx.lower())}", "license_link: README.md"]
+
+
+def _tables(stats: Stats) -> list[Table]:
+    """The tables that hold a row: `load_dataset` refuses one without."""
+    return [table for table in TABLES if stats.rows[table.name]]
 
 
 def _opening(stats: Stats) -> str:
@@ -111,15 +137,24 @@ def _opening(stats: Stats) -> str:
     requests = stats.quantities["requests_per_session"].all
     context = stats.quantities["context_max_tokens"].all
     text = (
-        f"{rows['sessions']:,} recorded sessions of coding agents ({harnesses}): {rows['requests']:,} calls to models "
-        f"and {rows['tool_calls']:,} tool calls, each with its times, its token counts and what it shared with the "
-        "call before."
+        f"{count(rows['sessions'], 'recorded session')} of coding agents ({harnesses}): "
+        f"{count(rows['requests'], 'call')} to models"
     )
+    if rows["tool_calls"]:
+        text += f" and {count(rows['tool_calls'], 'tool call')}"
+    text += (
+        ", with times and token counts as far as their sources tell, and for every call to a model what its prompt "
+        "shared with that of the call before."
+    )
+    if not stats.sessions_with_text:
+        text += " Content-free: lengths, times and hashes, no text."
     if requests.p50 is not None and context.p50 is not None and context.max is not None:
-        text += (
-            f" Half of the sessions make at least {short_number(requests.p50)} calls and reach a context of at least "
-            f"{short_number(context.p50)} tokens; the longest context has {short_number(context.max)}."
-        )
+        if rows["sessions"] > 1:
+            text += (
+                f" The median session makes {short_number(requests.p50)} calls; the median of the sessions' longest "
+                f"contexts is {short_number(context.p50)} tokens."
+            )
+        text += f" The longest context has {short_number(context.max)} tokens."
     return text
 
 
@@ -127,15 +162,29 @@ def _listing(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _load() -> str:
-    return """## Load
+def _load(stats: Stats) -> str:
+    lines = "\n".join(
+        f'{table.name} = load_dataset("PATH_OR_REPO", "{table.name}", split="train")' for table in _tables(stats)
+    )
+    joins = "`sessions` joins `requests` on `session_id`"
+    if stats.rows[TOOL_CALLS.name]:
+        joins += ", and `requests` joins `tool_calls` on `session_id` and `request_index`."
+    else:
+        joins += (
+            ". `tool_calls` has no row here: `load_dataset` cannot open an empty table, and the card declares none; "
+            "other readers open its file."
+        )
+    if stats.sessions_with_text:
+        joins += (
+            " The prompt of a request is the slices `prompt_spans` of its session's `messages`, one after the other; "
+            "its answer is `messages[answer_index]`."
+        )
+    return f"""## Load
 
 ```python
 from datasets import load_dataset
 
-sessions = load_dataset("PATH_OR_REPO", "sessions", split="train")
-requests = load_dataset("PATH_OR_REPO", "requests", split="train")
-tool_calls = load_dataset("PATH_OR_REPO", "tool_calls", split="train")
+{lines}
 ```
 
 ```python
@@ -145,9 +194,7 @@ requests = pl.scan_parquet("PATH/data/requests/*.parquet")
 requests.group_by("model").agg(pl.col("completion_tokens").quantile(0.9, "linear")).collect()
 ```
 
-`sessions` joins `requests` on `session_id`, and `requests` joins `tool_calls` on `session_id` and `request_index`. The
-prompt of a request is the slices `prompt_spans` of its session's `messages`, one after the other; its answer is
-`messages[answer_index]`. `agentdyno replay run PATH …` replays the folder as it is."""
+{joins} `agentdyno replay run PATH …` replays the folder as it is."""
 
 
 # heading, quantities
@@ -240,9 +287,9 @@ def format_value(value: Number | None, unit: str) -> str:
     return short_number(value)
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; the first columns are text, the others are numbers."""
+    lines = [heads, [*["---"] * texts, *["---:"] * (len(heads) - texts)], *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
     )
@@ -260,11 +307,13 @@ def _sources(stats: Stats) -> str:
     models = [(_code(model or "not named"), f"{n:,}") for model, n in list(stats.models.items())[:PARTS_SHOWN]]
     parts = [
         "## Where the sessions come from",
-        _table(("agent", "source", "sessions"), harnesses),
+        _table(("agent", "source", "sessions"), harnesses, texts=2),
         _table(("model", "requests"), models),
     ]
+    if max(len(stats.harnesses), len(stats.models)) > PARTS_SHOWN:
+        parts.append("The rest of them is in `stats.json`.")
     counted = [
-        f"{share.sessions:,} sessions of {_code(share.source or 'unknown')} by "
+        f"{count(share.sessions, 'session')} of {_code(share.source or 'unknown')} by "
         + ("the provider" if share.value == "provider" else _code(share.value or "unknown"))
         for share in stats.token_sources
     ]
@@ -291,10 +340,11 @@ def _funnel(stats: Stats) -> str:
 def _redaction(stats: Stats) -> str:
     total = sum(stats.redaction.counts.values())
     rules = _listing(map(_code, stats.redaction.policies)) or "none"
+    outcome = f"put typed placeholders in the place of secrets, {total:,} in all" if total else "found no secret"
     parts = [
         "## Redaction",
-        f"Rules {rules} put typed placeholders in the place of secrets, {total:,} in all. Rules find what "
-        "they know: a secret of an unknown shape that never passed through the recorder can remain. Names, paths and "
+        f"Rules {rules} {outcome}. Rules find what they know: a secret of an unknown shape that never passed "
+        "through the recorder can remain. Names, paths and "
         "e-mail addresses of people are not searched for.",
     ]
     if total:
@@ -309,7 +359,7 @@ def _licenses(stats: Stats) -> str:
         (_code(share.value) if share.value else "none stated", _code(share.source or "unknown"), f"{share.sessions:,}")
         for share in stats.licenses
     ]
-    parts = ["## Licences and attribution", _table(("licence", "source", "sessions"), rows)]
+    parts = ["## Licences and attribution", _table(("licence", "source", "sessions"), rows, texts=2)]
     sources = {share.source for share in stats.licenses}
     parts += [text for source, text in ATTRIBUTION.items() if source in sources]
     if any(share.value is None for share in stats.licenses):
@@ -319,15 +369,25 @@ def _licenses(stats: Stats) -> str:
     return "\n\n".join(parts)
 
 
-def _absent() -> str:
-    return """## What it does not contain
-
-- The bytes of the wire, HTTP headers, connection credentials, or the ids under which the recorder keeps them.
-- Images, files and encrypted reasoning: `messages.omitted_bytes` says how much was there.
-- The text of content-free sessions: their `messages` is null, and `requests.block_hashes` tells which prompts share
-  a head.
-- What an agent did without calling a model: tool times are seen from the wire unless the agent declared them.
-- A judgement: `outcome` is `unknown` where nobody checked."""
+def _absent(stats: Stats) -> str:
+    lines = [
+        "The bytes of the wire, HTTP headers, connection credentials, or the ids under which the recorder keeps them."
+    ]
+    if stats.sessions_with_text:
+        lines.append("Images, files and encrypted reasoning: `messages.omitted_bytes` says how much was there.")
+    without_text = stats.rows[SESSIONS.name] - stats.sessions_with_text
+    if without_text:
+        lines.append(
+            f"The text of {count(without_text, 'content-free session')}: `messages` is null there, and "
+            "`requests.block_hashes` tells which prompts share a head."
+        )
+    if stats.rows[TOOL_CALLS.name]:
+        lines.append(
+            "What an agent did without calling a model: tool times are seen from the wire unless the agent declared "
+            "them."
+        )
+    lines.append("A judgement: `outcome` is `unknown` where nobody checked.")
+    return "## What it does not contain\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def column_table(table: Table) -> str:
@@ -347,8 +407,12 @@ def _type_name(type_: object) -> str:
 
 def _making(stats: Stats) -> str:
     software = ", ".join(f"{name} {version}" for name, version in stats.software.items())
-    sha = f" (SHA-256 of its ranks `{stats.tokenizer_sha}`)" if stats.tokenizer_sha else ""
+    counts = (
+        f" Own token counts by `{stats.tokenizer}` (SHA-256 of its ranks `{stats.tokenizer_sha}`), each message once."
+        if stats.tokenizer_sha
+        else ""
+    )
     return f"""## How it was made
 
-`agentdyno curate build`, with {software}. Own token counts by `{stats.tokenizer}`{sha}, each message once.
+`agentdyno curate build`, with {software}.{counts}
 Content digest of the tables: `{stats.digest}`; SHA-256 of every file in `manifest.json`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from capture.fault import EnvironmentFault
+from curate.words import count, count_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def _faults() -> Iterator[None]:
         raise EnvironmentFault(str(fault)) from fault
     except ModuleNotFoundError as fault:
         raise EnvironmentFault(
-            f"{fault.name} is not installed; install agentdyno with the extra 'curate' and 'capture', or 'all'"
+            f"{fault.name} is not installed: install agentdyno with its extra [curate], or with [all] for every stage"
         ) from fault
 
 
@@ -123,10 +124,8 @@ def _progress() -> Iterator[Callable[[BuildProgress], None]]:
 
 def _tell(report: BuildReport) -> None:
     """What was built, in a few lines on stderr."""
-    rows = report.rows
     click.echo(
-        f"{rows['sessions']:,} sessions, {rows['requests']:,} requests, {rows['tool_calls']:,} tool calls "
-        f"in {report.shards} shards ({report.reused_shards} of them done before)",
+        f"{count_rows(report.rows)} in {count(report.shards, 'shard')} ({report.reused_shards} of them done before)",
         err=True,
     )
     for reason, n in report.dropped.items():
@@ -176,10 +175,9 @@ def _print_stats(stats: Stats) -> None:
                 f"{part.null_count:,}",
                 *(format_value(getattr(part, column), quantity.unit) for column in shown),
             )
-    rows = stats.rows
     console.print(
-        f"{rows['sessions']:,} sessions, {rows['requests']:,} requests, {rows['tool_calls']:,} tool calls; "
-        f"{stats.funnel.read - stats.funnel.kept:,} left out; own counts by {stats.tokenizer}",
+        f"{count_rows(stats.rows)}; {stats.funnel.read - stats.funnel.kept:,} left out; "
+        f"own counts by {stats.tokenizer}",
         highlight=False,
     )
     console.print(table)
@@ -204,7 +202,7 @@ def export(dataset: Path, format_name: str, out: Path) -> None:
             report = export_dataset(dataset, "openai" if format_name == "messages" else format_name, out)
         except ValueError as fault:
             raise click.UsageError(str(fault)) from fault
-    click.echo(f"{report.sessions:,} sessions, {report.requests:,} requests", err=True)
+    click.echo(f"{count(report.sessions, 'session')}, {count(report.requests, 'request')}", err=True)
     for reason, n in report.left_out.items():
         click.echo(f"left out: {reason} ({n:,}×)", err=True)
     click.echo(str(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import polars as pl
 
 from curate.distribution import percentile
 from curate.stats import Frames
+from curate.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ PALETTE = ("#2f6fb2", "#e07b39", "#3a9d6e", "#b0457b", "#8a6fc1", "#c9a227", "#5
 MARKS = (50, 90, 99)
 SHORTEST_S = 1e-3
 TIME_TICKS_S = (1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400)
+LABEL_WIDTH = 0.07  # of a panel: a label of two digits and the space around it
 MAX_LINES = 60  # single sessions drawn behind the median
 
 
@@ -153,7 +156,7 @@ def _context_growth(frames: Frames) -> Figure | None:
     by_turn.xaxis.set_major_formatter(FuncFormatter(short_number))
     by_turn.yaxis.set_major_formatter(FuncFormatter(short_number))
     by_turn.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
-    _title(by_turn, "Context by turn", f"{len(lines)} sessions, main chain")
+    _title(by_turn, "Context by turn", f"{count(len(lines), 'session')}, main chain")
     _label(by_turn, "request of the main chain", "prompt tokens")
 
     for position, (name, values) in enumerate(
@@ -168,6 +171,7 @@ def _context_growth(frames: Frames) -> Figure | None:
             np.sort(values),
             PALETTE[position],
             f"{name}, median {short_number(percentile(np.sort(values), 50))}",
+            dashed=name == "longest",  # often the last one too, whose line would be hidden
         )
     growth.set_xscale("log")
     growth.xaxis.set_major_formatter(FuncFormatter(short_number))
@@ -177,7 +181,7 @@ def _context_growth(frames: Frames) -> Figure | None:
     return figure
 
 
-def _steps(ax: Axes, ordered: np.ndarray, color: str, label: str) -> None:
+def _steps(ax: Axes, ordered: np.ndarray, color: str, label: str, *, dashed: bool = False) -> None:
     """The empirical distribution function as steps."""
     shares = np.arange(1, len(ordered) + 1) / len(ordered)
     ax.step(
@@ -186,6 +190,7 @@ def _steps(ax: Axes, ordered: np.ndarray, color: str, label: str) -> None:
         where="post",
         color=color,
         linewidth=1.8,
+        linestyle=(0, (3, 2)) if dashed else "-",
         label=label,
     )
     ax.set_ylim(0, 1.02)
@@ -216,7 +221,7 @@ def _lengths(frames: Frames) -> Figure | None:
         zeros = int((values <= 0).sum())
         marks = " · ".join(f"p{p} {short_number(percentile(values, p))}" for p in MARKS)
         _title(ax, title, marks)
-        _label(ax, "tokens" + (f" ({zeros} of {len(values)} are 0, not drawn)" if zeros else ""), "requests")
+        _label(ax, "tokens" + (f" ({zeros:,} of {len(values):,} not drawn: 0)" if zeros else ""), "requests")
     return figure
 
 
@@ -241,11 +246,23 @@ def _log_histogram(ax: Axes, values: np.ndarray, color: str) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(short_number))
     top = ax.get_ylim()[1]
     ax.set_ylim(0, top * 1.12)
-    for p in MARKS:
-        at = percentile(values, p)
-        if at > 0:
-            ax.plot([at, at], [0, top * 1.04], color=INK, linewidth=1, linestyle=(0, (4, 2)))
-            ax.text(at, top * 1.05, str(p), ha="center", va="bottom", fontsize=7.5, color=INK)
+    ticks = [(at, p) for p in MARKS if (at := percentile(values, p)) > 0]
+    for at, _ in ticks:
+        ax.plot([at, at], [0, top * 1.04], color=INK, linewidth=1, linestyle=(0, (4, 2)))
+    low, high = ax.get_xlim()
+    for at, label in mark_labels(ticks, LABEL_WIDTH * math.log10(high / low)):
+        ax.text(at, top * 1.05, label, ha="center", va="bottom", fontsize=7.5, color=INK)
+
+
+def mark_labels(marks: Sequence[tuple[float, int]], width: float) -> list[tuple[float, str]]:
+    """Where to write which percentiles: those closer than `width` decades share a label, between them."""
+    groups: list[list[tuple[float, int]]] = []
+    for mark in marks:
+        if groups and math.log10(mark[0] / groups[-1][-1][0]) < width:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    return [(math.sqrt(group[0][0] * group[-1][0]), ", ".join(str(p) for _, p in group)) for group in groups]
 
 
 def _times(frames: Frames) -> Figure | None:

@@ -71,6 +71,7 @@ def build_shard(task: ShardTask) -> Receipt:
         except Inconsistent as fault:
             dropped[str(fault)] += 1
             continue
+        said = [_placeholders(pooled.message) for pooled in trajectory.pool]  # text may hold what looks like one
         trajectory, found = task.redactor.trajectory(trajectory)
         rows = rows_of(
             trajectory,
@@ -81,7 +82,10 @@ def build_shard(task: ShardTask) -> Receipt:
                 license=task.license,
                 redaction_policy=task.redactor.policy,
                 redaction_counts=found,
-                message_redactions=[_placeholders(pooled.message) for pooled in trajectory.pool],
+                message_redactions=[
+                    max(0, _placeholders(pooled.message) - before)
+                    for pooled, before in zip(trajectory.pool, said, strict=True)
+                ],
             ),
         )
         redactions += found
@@ -96,7 +100,7 @@ def build_shard(task: ShardTask) -> Receipt:
 
 
 def _placeholders(message: Message) -> int:
-    """How many secrets were taken out of a message."""
+    """How many placeholders stand in a message."""
     texts = (message.content, message.reasoning_content or "", *(use.arguments for use in message.tool_calls))
     return sum(sum(1 for _ in PLACEHOLDER.finditer(text)) for text in texts if "<SECRET:" in text)
 
@@ -141,8 +145,13 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def row_groups(table: pa.Table, limit: int) -> Iterator[pa.Table]:
-    """Cut a table into slices of at most `limit` bytes in memory; a single row is never cut."""
-    if table.num_rows <= 1 or table.nbytes <= limit:
+    """Cut a table into slices of at most `limit` bytes in memory; a single row is never cut.
+
+    A table without rows gives no slice: `load_dataset` fails on a row group of no rows, and reads a file of no groups.
+    """
+    if table.num_rows == 0:
+        return
+    if table.num_rows == 1 or table.nbytes <= limit:
         yield table
         return
     half = table.num_rows // 2

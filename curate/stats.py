@@ -74,6 +74,7 @@ class Stats:
     digest: str  # of the dataset
     percentile_method: str
     rows: dict[str, int]
+    sessions_with_text: int  # the others are content-free
     totals: dict[str, int | None]
     quantities: dict[str, Quantity]
     funnel: Funnel
@@ -259,6 +260,7 @@ def compute_stats(frames: Frames, manifest: Manifest) -> Stats:
         digest=manifest.digest,
         percentile_method=PERCENTILE_METHOD,
         rows=manifest.rows,
+        sessions_with_text=len(sessions) - sessions["tokenizer"].null_count(),
         totals={
             name: _total(frames.requests, name)
             for name in (

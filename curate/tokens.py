@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 import types
 import zlib
@@ -33,6 +34,11 @@ OFFLINE_ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony")
 START, END = "<|im_start|>", "<|im_end|>"
 DOWNLOAD_TIMEOUT_S = 10.0
 _RECENT_CHARACTERS = 64_000_000  # text kept alive by the fast half of the memo
+
+# tiktoken's matcher remembers every blank of a run to come back to, and panics at a million.
+_LONG_BLANK = 200_000
+_BLANK = r"[^\S\r\n\x1c-\x1f]"  # Unicode's white space, which the last four are to Python only
+_BLANKS = re.compile(rf"(?<!{_BLANK}){_BLANK}{{{_LONG_BLANK},}}")
 
 type Ranks = dict[bytes, int]
 
@@ -111,12 +117,12 @@ class TokenCounter:
 
     def text(self, text: str) -> int:
         """Tokens of a bare text, without markers."""
-        return len(self.encoding.encode_ordinary(text))
+        return len(encode(self.encoding, text))
 
     def token_ids(self, body: str) -> list[int]:
         """Token ids of one rendered block; the markers get ids above the vocabulary."""
         start = self.encoding.max_token_value + 1
-        return [start, *self.encoding.encode_ordinary(body), start + 1, *self._newline]
+        return [start, *encode(self.encoding, body), start + 1, *self._newline]
 
     @functools.cached_property
     def _newline(self) -> list[int]:
@@ -126,7 +132,7 @@ class TokenCounter:
         digest = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         count = self._counts.get(digest)
         if count is None:
-            count = len(self.encoding.encode_ordinary(body)) + 2 + len(self._newline)
+            count = len(encode(self.encoding, body)) + 2 + len(self._newline)
             self._counts[digest] = count
         self._recent[key] = count
         self._kept(len(body))
@@ -138,6 +144,21 @@ class TokenCounter:
             self._recent.clear()
             self._same.clear()
             self._recent_characters = 0
+
+
+def encode(encoding: tiktoken.Encoding, text: str) -> list[int]:
+    """As `encode_ordinary`; a run of blanks that its matcher cannot hold is handed over as the piece it is."""
+    ids: list[int] = []
+    done = 0
+    for run in _BLANKS.finditer(text) if len(text) >= _LONG_BLANK else ():
+        end = run.end()
+        if text[end : end + 1] in ("\r", "\n"):
+            continue  # blanks and new lines are one piece, which the matcher finds without looking ahead
+        end -= end < len(text)  # the last blank belongs to the word that follows
+        ids += encoding.encode_ordinary(text[done : run.start()])
+        ids += encoding._encode_single_piece(text[run.start() : end])
+        done = end
+    return ids + encoding.encode_ordinary(text[done:])
 
 
 def message_body(message: Message) -> str:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from curate.tokens import encode
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import tiktoken
 
     from capture.call import Message, Tool, ToolUse
 
@@ -25,18 +29,10 @@ PER_MESSAGE_TOKENS = 6
 SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
-class Encoding(Protocol):
-    """The part of `tiktoken.Encoding` that cutting needs."""
-
-    def encode_ordinary(self, text: str) -> list[int]: ...
-
-    def decode(self, tokens: Sequence[int], errors: str = "replace") -> str: ...
-
-
 class Cutter:
     """Cuts a text to `ceil(scale × its tokens)` tokens, keeping its head."""
 
-    def __init__(self, encoding: Encoding, scale: float) -> None:
+    def __init__(self, encoding: tiktoken.Encoding, scale: float) -> None:
         self._encoding = encoding
         self._scale = scale
 
@@ -44,7 +40,7 @@ class Cutter:
         """The shortened text and its tokens."""
         if not text:
             return text, 0
-        tokens = self._encoding.encode_ordinary(text)
+        tokens = encode(self._encoding, text)
         keep = math.ceil(len(tokens) * self._scale - 1e-9)
         if keep >= len(tokens):
             return text, len(tokens)
@@ -53,7 +49,7 @@ class Cutter:
 
     def count(self, text: str) -> int:
         """Tokens of a text that is not cut."""
-        return len(self._encoding.encode_ordinary(text))
+        return len(encode(self._encoding, text))
 
     def cut_json(self, value: Json, key: str | None = None) -> tuple[Json, int]:
         """JSON of the same shape whose strings are cut (all of them, or under `key` only), and the tokens of those."""

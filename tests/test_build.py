@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from curate.manifest import MANIFEST, WORK, DatasetFault
 from curate.row import published
 from curate.shard import row_groups
 from curate.table import TABLES
-from tests.sample_sessions import make, seven, text_session
+from tests.sample_sessions import content_free_session, make, seven, text_session
 
 TOKEN = "ghp_" + "a1B2c3D4e5" * 4
 
@@ -157,6 +158,39 @@ def test_datasets_opens_every_table_with_every_column(imported: Path, tmp_path: 
     rows = Dataset.open(imported).manifest.rows
     for table in TABLES:
         assert found[table.name] == [[column.name for column in table.columns], rows[table.name]]
+
+
+def test_datasets_opens_a_table_that_is_empty_in_some_shards(tmp_path: Path) -> None:
+    """A row group without rows, as Arrow writes an empty table, stops `load_dataset`; a table without rows does too."""
+    make([text_session(), content_free_session()], tmp_path / "d")
+    (free,) = make([content_free_session()], tmp_path / "free").folder.glob("data/tool_calls/*")
+    assert pq.read_table(free).num_rows == pq.ParquetFile(free).metadata.num_row_groups == 0
+    shutil.copy(free, tmp_path / "d/data/tool_calls/0.parquet")
+    load = "import sys; from datasets import load_dataset; print(len(load_dataset(*sys.argv[1:], split='train')))"
+    for folder, name, rows in (("d", "tool_calls", 3), ("free", "sessions", 1), ("free", "requests", 3)):
+        run = subprocess.run(
+            [sys.executable, "-c", load, str(tmp_path / folder), name],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
+        assert run.stdout.strip() == str(rows), run.stderr
+
+
+def test_drafts_of_a_killed_build_do_not_stay(tmp_path: Path) -> None:
+    out = make([text_session()], tmp_path / "d").folder
+    for name in ("README.md", "stats.json", MANIFEST):
+        (out / f".{name}.4711").write_text("half")
+    make([text_session()], out)
+    assert {path.name for path in out.iterdir()} == {"README.md", "data", MANIFEST, "plots", "stats.json"}
+
+
+def test_text_that_looks_like_a_placeholder_is_no_finding(tmp_path: Path) -> None:
+    make([text_session(secret="<SECRET:github_token:abcdef>")], tmp_path / "d")
+    (row,) = pq.read_table(next((tmp_path / "d/data/sessions").glob("*"))).to_pylist()
+    assert row["redaction_counts"] == []
+    assert {message["redactions"] for message in row["messages"]} == {0}
 
 
 def test_polars_opens_every_table_with_every_column(imported: Path) -> None:

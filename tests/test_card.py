@@ -11,7 +11,7 @@ import yaml
 
 from curate.build import Source, build_sources
 from curate.card import format_value, size_category
-from curate.plot import short_number, short_time
+from curate.plot import mark_labels, short_number, short_time
 from curate.recipe import Recipe
 from curate.redact import Redactor
 from curate.table import TABLES
@@ -133,3 +133,48 @@ def test_numbers_never_round_into_the_next_unit() -> None:
 
 def test_drawing_uses_no_display_and_leaves_pyplot_alone(made: tuple[Path, dict, str]) -> None:
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_close_percentiles_share_a_label() -> None:
+    assert mark_labels([(100, 50), (9000, 90), (9100, 99)], 0.1) == [
+        (pytest.approx(100), "50"),
+        (pytest.approx((9000 * 9100) ** 0.5), "90, 99"),
+    ]
+    assert [label for _, label in mark_labels([(5, 50), (5, 90), (5, 99)], 0.1)] == ["50, 90, 99"]
+
+
+def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
+    _, body = built([content_free_session(turns=1)], tmp_path / "d")
+    said = body[: body.index("## Columns")]
+    assert "\n1 recorded session of coding agents (codex): 1 call to models, with" in said
+    assert not [line for line in said.splitlines() if " 1 sessions" in f" {line}" or "median session" in line]
+
+
+def test_the_card_says_of_text_and_tools_only_what_is_there(tmp_path: Path) -> None:
+    front, body = built([content_free_session()], tmp_path / "free")
+    assert [config["config_name"] for config in front["configs"]] == ["sessions", "requests"]
+    assert "Content-free: " in body
+    assert "`tool_calls` has no row here" in body
+    assert '"tool_calls", split' not in body
+    assert "Own token counts" not in body
+    said = body[: body.index("## Columns")]
+    assert "messages[answer_index]" not in said
+    _, body = built([text_session()], tmp_path / "text")
+    assert "content-free" not in body[: body.index("## Columns")]
+    assert "messages[answer_index]" in body
+    _, body = built([text_session(), content_free_session()], tmp_path / "both")
+    assert "The text of 1 content-free session: " in body
+
+
+@pytest.mark.parametrize(
+    ("spdx", "front"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("GPL-3.0-only", {"license": "gpl-3.0"}),
+        ("ODC-By-1.0", {"license": "odc-by"}),
+        ("LicenseRef-Ours", {"license": "other", "license_name": "licenseref-ours", "license_link": "README.md"}),
+    ],
+)
+def test_licences_are_named_as_the_hub_names_them(spdx: str, front: dict[str, str], tmp_path: Path) -> None:
+    found, _ = built([text_session()], tmp_path / "d", Recipe(license=spdx))
+    assert {key: value for key, value in found.items() if key.startswith("license")} == front

@@ -210,3 +210,16 @@ def test_rendering_is_the_documented_one() -> None:
 def test_no_tools_no_tokens(counter: TokenCounter) -> None:
     assert counter.tools(()) == 0
     assert counter.request(()) == 0
+
+
+@pytest.mark.parametrize("name", ["o200k_base", "cl100k_base"])
+@pytest.mark.parametrize("after", ["x", " x", "1", ".", "\n", "\n x", "\x1cx", ""])
+def test_a_run_of_blanks_is_counted_as_tiktoken_does(name: str, after: str) -> None:
+    counter = TokenCounter(name)
+    text = f"a\n\tb{' ' * 200_000}\t{after}{' ' * 200_001}c"
+    assert counter.token_ids(text)[1:-2] == counter.encoding.encode_ordinary(text)
+
+
+def test_a_run_of_blanks_that_tiktoken_panics_at_is_counted(counter: TokenCounter) -> None:
+    assert counter.text(" " * 1_500_000) == counter.text(" " * 1_500_000 + "x") > 1000
+    assert counter.text("x" + " " * 1_500_000 + "\n") > 1000

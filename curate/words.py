@@ -1,0 +1,16 @@
+"""Numbers of things in words, as cards and messages say them."""
+
+from __future__ import annotations
+
+
+def count(number: int, noun: str) -> str:
+    """`1 session`, `1,200 sessions`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def count_rows(rows: dict[str, int]) -> str:
+    """The rows of a dataset, by table."""
+    return ", ".join(
+        count(rows[table], noun)
+        for table, noun in (("sessions", "session"), ("requests", "request"), ("tool_calls", "tool call"))
+    )
