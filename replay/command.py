@@ -14,6 +14,9 @@ from capture.fault import EnvironmentFault
 if TYPE_CHECKING:
     from replay.score import PlanRules
 
+LONGEST_S = 86_400.0
+"""Of one phase: a day."""
+
 
 @click.group()
 def replay() -> None:
@@ -167,7 +170,10 @@ def _run(dataset_folder: Path, *, as_json: bool, settings: Callable[[str], Any])
 @click.option("--agents", required=True, type=click.IntRange(min=1), help="How many agents work at a time.")
 @click.option("--once", is_flag=True, help="Play every session exactly once and stop; without it agents never run out.")
 @click.option(
-    "--duration", type=click.FloatRange(min=1), metavar="S", help="Seconds to measure (30), or the most with --once."
+    "--duration",
+    type=click.FloatRange(min=1),
+    metavar="S",
+    help="Seconds to measure (30), or the most with --once.",
 )
 @click.option("--slo", "slo_text", metavar="PRESET|FILE", help="Service level to hold the run against.")
 @plan_options
@@ -192,9 +198,11 @@ def run(
     \b
     agentdyno replay run my-dataset --url http://127.0.0.1:8000 --model m --agents 8 --out runs/eight
     """
+    if duration is not None and not duration <= LONGEST_S:  # neither infinite nor no number at all
+        raise click.UsageError(f"--duration is {duration:g} s; the longest is {LONGEST_S:,.0f}")
     with plain_faults():
         from replay.endpoint import Endpoint
-        from replay.power.choice import parse_power
+        from replay.power.choice import parse_powers
         from replay.protocol import Protocol
         from replay.score import RunRequest
         from replay.slo import load_slo
@@ -207,16 +215,16 @@ def run(
             ramp_per_s=8.0,
             settle_s=0.0 if once else 2.0,
             # A plan that is played once ends by itself.
-            min_measure_s=(duration or 86_400.0) if once else measure_s,
+            min_measure_s=(duration or LONGEST_S) if once else measure_s,
             min_trajectories=0,
             min_trajectories_per_agent=0,
-            max_phase_s=(duration or 86_400.0) if once else ramp_s + 2.0 + measure_s + 1.0,
+            max_phase_s=(duration or LONGEST_S) if once else ramp_s + 2.0 + measure_s + 1.0,
             start_offset_turns=10,
             request_timeout_s=300.0,
         )
         slo = load_slo(slo_text) if slo_text is not None else None
         system = load_system(system_file) if system_file is not None else UNDISCLOSED
-        choices = tuple(parse_power(power) for power in powers)
+        choices = parse_powers(powers)
         endpoint = Endpoint(url, model, key_env)
         rules = _rules(options, once=once)
         _run(
@@ -300,7 +308,7 @@ def score(
     """
     with plain_faults():
         from replay.endpoint import Endpoint
-        from replay.power.choice import parse_power
+        from replay.power.choice import parse_powers
         from replay.protocol import QUICK
         from replay.score import RunRequest
         from replay.slo import load_slo
@@ -308,7 +316,7 @@ def score(
 
         slo = load_slo(slo_text)
         system = load_system(system_file) if system_file is not None else UNDISCLOSED
-        choices = tuple(parse_power(power) for power in powers)
+        choices = parse_powers(powers)
         endpoint = Endpoint(url, model, key_env)
         rules = _rules(options, once=False)
         _run(

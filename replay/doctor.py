@@ -118,10 +118,11 @@ def print_findings(*, as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     marks = {"yes": "[green]✓[/]", "no": "[yellow]–[/]", "note": " "}
     for finding in findings:
-        table.add_row(marks[finding.state], finding.topic, finding.detail)
+        table.add_row(marks[finding.state], escape(finding.topic), escape(finding.detail))
     Console().print(table)

@@ -166,8 +166,8 @@ def score_json(inputs: RunInputs, plan: PlanFile, judged: Sequence[Judged], file
         "protocol": msgspec.to_builtins(inputs.protocol),
         "protocol_unmet": list(winner.protocol_unmet) if winner else [],
         "power": [_power_json(total) for total in winner.power] if winner else [],
-        # Without limits that are held, a number of agents is only what was asked for.
-        "denominators": _denominators(system, winner) if winner and inputs.slo else [],
+        # Without limits that are held, or where agents ran out of work, a number of agents is only what was asked for.
+        "denominators": _denominators(system, winner) if winner and inputs.slo and not plan.once else [],
         "policies": {
             "delay": plan.delay_policy_id,
             "length": msgspec.to_builtins(plan.length),
@@ -305,6 +305,11 @@ def labels(inputs: RunInputs, plan: PlanFile, system: System, winner: Judged | N
     found = ["class screen: one trial per level, no interval of the number of agents, nothing certified"]
     if inputs.slo is not None:
         found.append(inputs.slo["note"])
+    if plan.once:
+        found.append(
+            "played once: agents end one by one, so their number was not sustained: "
+            "nothing is given per accelerator or per megawatt"
+        )
     if inputs.quick:
         found.append("quick protocol: far shorter than the preset asks")
     if winner is not None and winner.protocol_unmet:

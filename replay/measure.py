@@ -68,7 +68,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenWork:
-    """Planned against served tokens, over the window's finished requests where both are known."""
+    """Planned against served tokens, over the window's finished requests.
+
+    Prompts where both are known; outputs that the server did not count by their content events, which hold more or as
+    many tokens.
+    """
 
     planned_prompt: int
     served_prompt: int
@@ -362,10 +366,13 @@ def _token_work(inside: Iterable[RequestRecord]) -> TokenWork:
         for record in done
         if record.planned_prompt_tokens is not None and record.prompt_tokens is not None
     ]
+    # An answer that nobody counted must not hide that it was short: it holds at least a token per content event.
     outputs = [
-        (record.planned_output_tokens, record.completion_tokens)
+        (
+            record.planned_output_tokens,
+            record.completion_tokens if record.completion_tokens is not None else record.content_events,
+        )
         for record in done
-        if record.completion_tokens is not None
     ]
     return TokenWork(
         planned_prompt=sum(planned for planned, _ in prompts),
@@ -375,7 +382,7 @@ def _token_work(inside: Iterable[RequestRecord]) -> TokenWork:
         # A request that produced more than planned does not make up for one that produced less.
         served_output=sum(min(planned, served) for planned, served in outputs),
         short_requests=sum(served < planned for planned, served in outputs),
-        uncounted_requests=len(done) - len(outputs),
+        uncounted_requests=sum(record.completion_tokens is None for record in done),
     )
 
 

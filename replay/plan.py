@@ -252,7 +252,11 @@ def load_plan(path: Path) -> PlanFile:
     import msgspec
 
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=PlanFile)
+        value = msgspec.json.decode(path.read_bytes())
+        delay = value.get("delay") if isinstance(value, dict) else None
+        if isinstance(delay, dict):  # JSON has no infinity: a cap that is null is none
+            value["delay"] = {name: math.inf if cap is None else cap for name, cap in delay.items()}
+        plan = msgspec.convert(value, PlanFile)
     except msgspec.DecodeError as fault:
         raise ValueError(f"{path} is no plan of agentdyno: {fault}") from fault
     if plan.version != PLAN_VERSION:

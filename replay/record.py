@@ -24,7 +24,7 @@ class RequestRecord:
     turn: int  # position in the play, from 0; a play that starts mid-way starts with a larger turn
     salt: str
     intended_at_ns: int  # when the plan wanted it sent: predecessors done, delay waited
-    sent_at_ns: int  # first byte handed to the socket
+    sent_at_ns: int  # first byte handed to the socket; where it never got a connection: when it asked for one
     written_at_ns: int | None  # last byte handed to the kernel
     headers_at_ns: int | None
     first_byte_at_ns: int | None  # of the response body

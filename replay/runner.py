@@ -263,9 +263,12 @@ class _Request:
         return reader.close(reads[-1][0] if reads else None)
 
     def stopped(self) -> RequestRecord | None:
-        """The record after a cancellation; None when nothing had been sent yet."""
+        """The record after a cancellation; None when the transport had not been given the request yet.
+
+        A request that still waited for its connection was due: left out, a server that accepts nobody would look fast.
+        """
         wire = self.wire
-        if wire.sent_at_ns is None:
+        if wire.asked_at_ns is None:
             return None
         if wire.end_at_ns is None:
             self.outcome, self.error = "stopped", None

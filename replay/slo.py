@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -137,11 +138,17 @@ def _protocol(path: Path, data: dict[str, Any]) -> Protocol:
                 raise SloFault(f"{path}: protocol.name must be a text")
             changes[key] = value
             continue
-        number = _number(path, f"protocol.{key}", value, zero=True)
+        number = _number(path, f"protocol.{key}", value, zero=key not in ("ramp_per_s", "request_timeout_s"))
         changes[key] = int(number) if known[key].type == "int" else number
     if data and "name" not in data:
         changes["name"] = path.stem
-    return replace(FULL, **changes)
+    protocol = replace(FULL, **changes)
+    if protocol.max_phase_s < protocol.settle_s + protocol.min_measure_s:
+        raise SloFault(
+            f"{path}: protocol.max_phase_s is {protocol.max_phase_s:g}; settling and measuring alone take "
+            f"{protocol.settle_s + protocol.min_measure_s:g} s"
+        )
+    return protocol
 
 
 def _only(path: Path, place: str, data: dict[str, Any], known: set[str]) -> None:
@@ -151,6 +158,9 @@ def _only(path: Path, place: str, data: dict[str, Any], known: set[str]) -> None
 
 
 def _number(path: Path, place: str, value: object, *, zero: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (value == 0 and not zero):
+    number = -1.0
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        number = float(value)
+    if number < 0 or (number == 0 and not zero):
         raise SloFault(f"{path}: {place} must be a number {'of at least' if zero else 'above'} 0, not {value!r}")
-    return float(value)
+    return number

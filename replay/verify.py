@@ -44,12 +44,17 @@ def verify(folder: RunFolder) -> tuple[Difference, ...]:
             found.append(Difference(place=path, stands="another file", should_be=f"sha256 {stated.get(path)}"))
     for number in folder.trial_numbers():
         found += _check_trial(folder, number, digests)
+    found += _check_plan(folder)
     try:
         again = msgspec.json.decode(msgspec.json.encode(judge_run(folder)))
-    except (RunFault, TrialFault):
-        if not found:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        if found:
+            return tuple(found)  # an altered file that can no longer be judged: its digest has said so
+        if isinstance(error, (RunFault, TrialFault)):
             raise
-        return tuple(found)  # an altered file that can no longer be read: its digest has said so
+        raise RunFault(
+            f"{folder.path} cannot be judged: its files hold what no run writes ({type(error).__name__}: {error})"
+        ) from error
     found += _compare("", stored, again, skip={"files"})
     return tuple(found)
 
@@ -72,10 +77,30 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
         yield Difference(
             place=f"trials/{number}: requests", stands=str(len(trial.records)), should_be=str(trial.facts.requests)
         )
-    planned = {session.session_id for session in folder.plan().sessions}
+    try:
+        planned = {session.session_id for session in folder.plan().sessions}
+    except RunFault:
+        return
     strange = {record.session_id for record in trial.records} - planned
     for session_id in sorted(strange)[:1]:
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
+
+
+def _check_plan(folder: RunFolder) -> Iterator[Difference]:
+    """That run.json and plan.json are of one plan, and that the plan's totals are those of its sessions."""
+    try:
+        inputs, plan = folder.inputs(), folder.plan()
+    except RunFault:
+        return  # judging says it, or the digests have
+    for place, stands, should_be in (
+        ("run.json: plan_digest", inputs.plan_digest, plan.plan_digest),
+        ("run.json: dataset_digest", inputs.dataset_digest, plan.dataset_digest),
+        ("plan.json: delay_policy_id", plan.delay_policy_id, plan.delay.policy_id),
+        ("plan.json: turns", plan.turns, sum(session.turns for session in plan.sessions)),
+        ("plan.json: output_tokens", plan.output_tokens, sum(session.output_tokens for session in plan.sessions)),
+    ):
+        if stands != should_be:
+            yield Difference(place=place, stands=str(stands), should_be=str(should_be))
 
 
 def _compare(

@@ -18,6 +18,7 @@ from replay.loop import run
 from replay.plan import Play, PreparedRequest, Turn
 from replay.protocol import Progress, Protocol
 from replay.record import RequestRecord
+from replay.transport import CollectingTransport, Target, _Connection
 from tests.fake_server import FakeServer, serving
 
 TOLERANCE_NS = 250e6  # between the two sides' stamps of one moment, on a busy machine
@@ -217,6 +218,27 @@ def test_the_phase_ends_when_its_minimums_are_met_and_requests_in_flight_are_sto
     assert len(seen) >= 3
     assert seen[-1].measured_s >= 0.4
     assert seen[-1].finished_per_agent_min >= 2
+
+
+def test_a_request_that_still_dials_when_the_phase_ends_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, a server that accepts no more connections would look as fast as those that got one."""
+    dial = CollectingTransport._dial
+    dialled = 0
+
+    async def hang(self: CollectingTransport, target: Target, limit_s: float) -> _Connection:
+        nonlocal dialled
+        dialled += 1
+        if dialled > 2:  # the driver's own question, and the first agent
+            await asyncio.sleep(60)
+        return await dial(self, target, limit_s)
+
+    monkeypatch.setattr(CollectingTransport, "_dial", hang)
+    with serving() as server:
+        result = play_it(server, HandPlan({"s": HandScript(chain(50))}, once=False), agents=2, protocol=SHORT)
+    assert result.stop_reason == "measured"
+    (waiting,) = [record for record in result.records if record.agent == 1]
+    assert (waiting.outcome, waiting.first_content_at_ns, waiting.end_at_ns) == ("stopped", None, None)
+    assert waiting.intended_at_ns <= waiting.sent_at_ns < result.phase_end_ns
 
 
 def test_the_phase_runs_out() -> None:

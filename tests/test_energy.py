@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from replay.power.choice import PowerChoice, parse_power
+from replay.power.choice import PowerChoice, parse_power, parse_powers
 from replay.power.declared import DeclaredSource
 from replay.power.energy import EnergyEstimate, integrate, total_power
 from replay.power.source import Meter, PowerDevice, PowerSample, SampleFlag, SampleKind, SourceInfo
@@ -297,6 +297,13 @@ def test_a_meter_reads_before_during_and_after() -> None:
 def test_power_is_read_from_the_command_line(text: str, choice: PowerChoice) -> None:
     assert parse_power(text) == choice
     assert parse_power(choice.text) == choice
+
+
+@pytest.mark.parametrize("texts", [["declared:700W", "declared:500W"], ["rapl", "declared:5W", "rapl"]])
+def test_a_kind_of_power_source_counts_once(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="is named 2 times"):
+        parse_powers(texts)
+    assert [choice.kind for choice in parse_powers(["rapl", "declared:5W"])] == ["rapl", "declared"]
 
 
 @pytest.mark.parametrize(

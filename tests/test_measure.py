@@ -226,6 +226,13 @@ def test_token_work_that_falls_short_voids_a_forced_length() -> None:
     assert look([record(completion_tokens=161), short]).work.served_output == 161
 
 
+def test_a_server_that_does_not_count_what_it_cuts_short_is_found_out() -> None:
+    uncounted = record(completion_tokens=None, content_events=60)
+    found = look([record(), uncounted])
+    assert found.work.output_shortfall == pytest.approx(41 / 202)
+    assert (found.work.uncounted_requests, found.work.short_requests, found.verdict) == (1, 1, "invalid")
+
+
 def test_nothing_measured_is_invalid() -> None:
     assert look([]).verdict == "invalid"
     assert measure(

@@ -134,6 +134,13 @@ def test_human_time_can_be_waited_for() -> None:
     assert policy.policy_id == "human5-toolinf-unsplit10"
 
 
+def test_a_cap_that_is_none_survives_the_plans_file(tmp_path: Path) -> None:
+    policy = DelayPolicy(human_cap_s=math.inf, tool_cap_s=math.inf)
+    path = tmp_path / "plan.json"
+    make_plan([session(request(0))], dataset_digest="d", delay=policy).dump(path)
+    assert load_plan(path).delay == policy
+
+
 def test_a_sub_agent_waits_for_its_parent_and_the_parent_joins_it() -> None:
     script = script_of(
         request(0),

@@ -277,6 +277,14 @@ def test_the_command_line_from_score_to_report(dataset: Path, level: Path, tmp_p
         assert once.exit_code == 0, once.stderr
         score = json.loads(once.stdout)
         assert score["denominators"] == []
+        idle = command(
+            *("run", *common, "--agents", 50, "--once", "--slo", level, "--power", "declared:700W"),
+            *("--out", tmp_path / "idle", "--json"),
+        )
+        # Fifty agents share two sessions: most never work, and no watt may be divided by them.
+        played = json.loads(idle.stdout)
+        assert (played["verdict"], played["denominators"]) == ("met", [])
+        assert any(label.startswith("played once") for label in played["labels"])
         plan = json.loads((tmp_path / "once" / "plan.json").read_text())
         assert score["trials"][0]["measure"]["outcomes"] == {"ok": plan["turns"]}
         assert score["trials"][0]["stop_reason"] == "plays_done"
@@ -310,6 +318,9 @@ def test_bad_input_is_one_sentence(dataset: Path, level: Path, tmp_path: Path) -
         refused(2, "is neither a preset", *search[:-1], "aa-shape/1")
         refused(2, "is not known: use nvml, rapl", *search, "--power", "watts")
         refused(2, "system.toml does not exist", *search, "--system", tmp_path / "system.toml")
+        refused(2, "declared is named 2 times", *search, "--power", "declared:7W", "--power", "declared:5W")
+        refused(2, "the longest is 86,400", "run", *common, "--agents", 1, "--duration", "nan")
+        refused(2, "the longest is 86,400", "run", *common, "--agents", 1, "--duration", "inf")
         refused(3, "NVML does not start", *search, "--power", "nvml")
         refused(2, "context policy: scale", *search, "--context-scale", 3)
         refused(2, "the plan is empty", *search, "--context-limit", 5)

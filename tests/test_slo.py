@@ -54,6 +54,13 @@ def test_a_file_sets_limits_and_changes_the_protocol(tmp_path: Path) -> None:
         ("[limit]\n", "unknown key 'limit'"),
         ("[limits]\np25_output_tok_s = 1\np95_ttft_s = 2\n[protocol]\nsettle = 3", "unknown key 'settle'"),
         ("[limits]\np25_output_tok_s = 1\np95_ttft_s = 2\n[protocol]\nsettle_s = 'a'", "protocol.settle_s must be"),
+        ("[limits]\np25_output_tok_s = 1\np95_ttft_s = inf", "limits.p95_ttft_s must be a number above 0, not inf"),
+        ("[limits]\np25_output_tok_s = nan\np95_ttft_s = 2", "above 0, not nan"),
+        (
+            "[limits]\np25_output_tok_s = 1\np95_ttft_s = 2\n[protocol]\nramp_per_s = 0",
+            "ramp_per_s must be a number above",
+        ),
+        ("[limits]\np25_output_tok_s = 1\np95_ttft_s = 2\n[protocol]\nmax_phase_s = 60", "alone take 660 s"),
         ("not toml", "not TOML"),
         ('name = "aa-shape-2026-07/20"\n[limits]\np25_output_tok_s = 1\np95_ttft_s = 2', "that no preset has"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -174,6 +175,47 @@ def test_a_fact_or_an_input_that_was_changed_shows(copy: Path) -> None:
     assert places(copy)[0] == "run.json"
     alter_json(copy / "plan.json", lambda plan: plan.update(seed=9))
     assert "plan.seed" in places(copy)
+
+
+def sign_again(folder: Path, name: str) -> None:
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    alter_json(folder / "score.json", lambda score: score["files"].update({name: digest}))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda plan: plan["delay"].update(tool_cap_s=5.0), "plan.json: delay_policy_id"),
+        (lambda plan: plan["sessions"][0].update(output_tokens=3), "plan.json: output_tokens"),
+        (lambda plan: plan.update(plan_digest="0" * 64), "run.json: plan_digest"),
+    ],
+)
+def test_a_plan_that_does_not_agree_with_itself_shows_even_with_new_digests(
+    copy: Path, change: Callable[[dict[str, Any]], None], place: str
+) -> None:
+    alter_json(copy / "plan.json", change)
+    sign_again(copy, "plan.json")
+    assert place in places(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("trials/1/trial.json", lambda facts: facts.update(agents=0)),
+        ("run.json", lambda inputs: inputs["slo"]["limits"].update(p95_ttft_s="x")),
+        ("run.json", lambda inputs: inputs["slo"].pop("name")),
+        ("run.json", lambda inputs: inputs["system"].update(accelerators=None)),
+        ("run.json", lambda inputs: inputs["probe"].pop("ignore_eos")),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_a_sentence_and_no_traceback(
+    copy: Path, name: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    alter_json(copy / name, change)
+    assert places(copy)[0] == name
+    sign_again(copy, name)
+    with pytest.raises(RunFault, match="cannot be judged"):
+        verify(RunFolder(path=copy))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -84,10 +85,10 @@ class Talk:
     def begin(self, text: str) -> None:
         self.step += 1
         seconds = (time.monotonic_ns() - self.began_ns) / 1e9
-        self.console.print(f"[bold]{self.step}/6[/] {text} [dim]({seconds:.0f} s)[/]", highlight=False)
+        self.console.print(f"[bold]{self.step}/6[/] {text} [dim]({seconds:.0f} s)[/]", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(f"    {text}", highlight=False, markup=False)
+        self.console.print(f"    {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
@@ -111,7 +112,8 @@ def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
             score = _path(folder, choice, note, talk)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
-        talk.console.print("interrupted: everything is stopped, nothing is left behind")
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            talk.console.print("interrupted: everything is stopped, nothing is left behind")
         raise click.exceptions.Exit(130) from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +124,13 @@ def run_demo(*, out: Path | None, power: str | None, as_json: bool) -> None:
         click.echo("\n".join(summary_lines(score)))
         click.echo(f"report   {folder / 'run' / 'report.html'}")
         click.echo(f"dataset  {folder / 'dataset'}  (its card: README.md)")
-        click.echo(f"again    agentdyno replay verify {folder / 'run'}")
+        click.echo(f"again    {shlex.join([_own_command(), 'replay', 'verify', str(folder / 'run')])}")
+
+
+def _own_command() -> str:
+    """How to call the command that runs now: an environment's own, which need not be the first on PATH."""
+    own = Path(sys.executable).with_name("agentdyno")
+    return str(own) if own.exists() else "agentdyno"
 
 
 def _path(folder: Path, power: PowerChoice, note: str | None, talk: Talk) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _record(store: Path, talk: Talk) -> None:
 def _recorder(upstream: str, store: Path) -> Iterator[str]:
     """`agentdyno capture serve` in a process of its own, as a user would start it; yields its base URL."""
     ready = store.parent / f".ready-{secrets.token_hex(4)}"
-    command = [sys.executable, "-m", "agentdyno", "capture", "serve", "--upstream", upstream]
+    command = [sys.executable, "-P", "-m", "agentdyno", "capture", "serve", "--upstream", upstream]
     command += ["--store", str(store), "--ready-file", str(ready), "--stop-with-stdin"]
     # In a session of its own: Ctrl-C reaches us alone, and we stop it in order. Its stdin ends with us in any case.
     child = subprocess.Popen(
@@ -190,7 +198,8 @@ def _recorder(upstream: str, store: Path) -> Iterator[str]:
 
 
 def _work(url: str, task: str) -> str:
-    command = [sys.executable, "-m", "replay.demo.agent", "--base-url", f"{url}/v1", "--model", MODEL, "--task", task]
+    command = [sys.executable, "-P", "-m", "replay.demo.agent", "--base-url", f"{url}/v1"]
+    command += ["--model", MODEL, "--task", task]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         raise EnvironmentFault(f"the demo's agent failed: {done.stderr.strip()[-300:]}")
@@ -258,13 +267,16 @@ def _power(text: str | None) -> tuple[PowerChoice, str | None]:
 
 @contextlib.contextmanager
 def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, so that everything is stopped in order."""
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that everything is stopped in order."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # Under nohup SIGHUP is ignored, and stays so.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import NoReturn
 
 import click
 
@@ -39,10 +40,11 @@ def missing_parts() -> tuple[str, ...]:
     return tuple(name for name in NEEDED if importlib.util.find_spec(name) is None)
 
 
-def run_provisioned(missing: tuple[str, ...]) -> int:
-    """Run the same command in an environment with every extra, and return its exit code.
+def run_provisioned(missing: tuple[str, ...]) -> NoReturn:
+    """Become the same command in an environment with every extra.
 
-    Raises EnvironmentFault where uv or this distribution's origin is unknown.
+    This process is replaced, so that a signal meant for the demo reaches the demo and not a parent that only waits.
+    Raises EnvironmentFault where uv or this distribution's origin is unknown, or uv cannot make the environment.
     """
     names = ", ".join(missing)
     remedy = f"The demo needs {names}: install agentdyno with its extra [all]."
@@ -54,8 +56,10 @@ def run_provisioned(missing: tuple[str, ...]) -> int:
     if origin is not None:
         requirement += f" @ {json.loads(origin)['url']}"
     click.echo("agentdyno: this installation has no stage libraries; taking them into uv's cache once …", err=True)
-    command = [uv, "tool", "run", "--python", sys.executable, "--from", requirement, "agentdyno", *sys.argv[1:]]
-    try:
-        return subprocess.run(command, env={**os.environ, GUARD: "1"}, check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+    command = [uv, "tool", "run", "--python", sys.executable, "--from", requirement]
+    command += ["python", "-P", "-c", "import sys; print(sys.executable)"]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if made.returncode != 0:
+        raise EnvironmentFault(f"uv could not take them into its cache (see above). {remedy}")
+    python = made.stdout.strip()
+    os.execve(python, [python, "-P", "-m", "agentdyno", *sys.argv[1:]], {**os.environ, GUARD: "1"})  # noqa: S606

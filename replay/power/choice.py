@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +41,16 @@ class PowerChoice:
 
         assert self.watts is not None
         return DeclaredSource(self.watts, self.count)
+
+
+def parse_powers(texts: Sequence[str]) -> tuple[PowerChoice, ...]:
+    """Reads every `--power`; raises ValueError where one kind is named twice, since its devices would be mixed up."""
+    choices = tuple(parse_power(text) for text in texts)
+    for kind, times in Counter(choice.kind for choice in choices).items():
+        if times > 1:
+            more = "; state the sum of all nameplates once" if kind == "declared" else ""
+            raise ValueError(f"power {kind} is named {times} times: each source counts once{more}")
+    return choices
 
 
 def parse_power(text: str) -> PowerChoice:
