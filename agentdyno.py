@@ -96,7 +96,7 @@ def demo(out: Path | None, power: str | None, as_json: bool) -> None:
     from replay.demo.provision import missing_parts, run_provisioned
 
     if missing := missing_parts():
-        raise SystemExit(run_provisioned(missing))
+        run_provisioned(missing)
     from replay.demo.demo import run_demo
 
     run_demo(out=out, power=power, as_json=as_json)

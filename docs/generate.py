@@ -45,7 +45,9 @@ def formats(text: str) -> str:
 
 def helps(command: click.Command, name: str, parent: click.Context | None) -> list[str]:
     """`--help` of a command and of everything under it, as Markdown."""
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    context = click.Context(
+        command, info_name=name, parent=parent, terminal_width=100, max_content_width=100, **command.context_settings
+    )
     title = context.command_path
     parts = [f"## `{title}`\n\n```text\n{command.get_help(context)}\n```"]
     if isinstance(command, click.Group):

@@ -54,6 +54,17 @@ def test_a_missing_store_is_named(command: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_modules_of_the_users_folder_are_never_taken_for_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("capture", "click", "random"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a module of the folder was imported')\n")
+    command = [Path(sys.executable).with_name("agentdyno"), "capture", "run", "--store", tmp_path / "store"]
+    command += ["--upstream", NOTHING_LISTENS, "--", "true"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_truncated_trace_imports_nothing(weka_traces: Path, tmp_path: Path) -> None:
     whole = weka_traces / "trace_0026.json"
     cut = tmp_path / "cut.json"

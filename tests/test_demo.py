@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
 MARK = "AGENTDYNO_TEST_MARK"
 
 
@@ -34,14 +33,17 @@ def marked_processes(mark: str) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds what is left running by /proc")
 @pytest.mark.parametrize(
     ("step", "number"),
-    [(1, signal.SIGINT), (5, signal.SIGINT), (5, signal.SIGTERM)],
-    ids=["Ctrl-C while recording", "Ctrl-C while searching", "SIGTERM while searching"],
+    [(1, signal.SIGINT), (5, signal.SIGINT), (5, signal.SIGTERM), (5, signal.SIGHUP)],
+    ids=["Ctrl-C while recording", "Ctrl-C while searching", "SIGTERM while searching", "a closed terminal"],
 )
 def test_an_interrupted_demo_leaves_nothing_behind(step: int, number: signal.Signals, tmp_path: Path) -> None:
     mark = secrets.token_hex(8)
+    where = tmp_path / "a folder"
+    where.mkdir()
+    (where / "capture.py").write_text("raise SystemExit('a module of the folder was imported')\n")
     with subprocess.Popen(
-        [sys.executable, "-m", "agentdyno", "demo", "--out", str(tmp_path / "result")],
-        cwd=ROOT,
+        [Path(sys.executable).with_name("agentdyno"), "demo", "--out", str(tmp_path / "result")],
+        cwd=where,
         env={**os.environ, MARK: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,4 +60,4 @@ def test_an_interrupted_demo_leaves_nothing_behind(step: int, number: signal.Sig
     assert "Traceback" not in errors
     assert output == ""
     assert marked_processes(mark) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [where]

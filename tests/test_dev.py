@@ -71,6 +71,39 @@ def test_a_uv_on_path_must_work(checkout: Path, script: str, works: bool) -> Non
     assert where(checkout)["uv"].startswith("none") is not works
 
 
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_a_command_works_in_the_folder_it_was_called_from(checkout: Path, command: str) -> None:
+    """Also through a relative path, with CDPATH set, with a Python that PYTHONHOME would keep from starting."""
+    program(checkout.parent / "bin" / "uv", "case $1 in --version) echo 'uv 0.13.8' ;; esac\n")
+    program(checkout.parent / "bin" / "python3.13", f'[ -z "${{PYTHONHOME:-}}" ] && exec "{sys.executable}" "$@"\n')
+    program(checkout / ".venv" / "bin" / "agentdyno", 'pwd; echo "$@"\n')
+    (checkout.parent / "bin" / "mkdir").symlink_to(shutil.which("mkdir") or "/bin/mkdir")
+    elsewhere = checkout.parent / "elsewhere"
+    (elsewhere / "decoy" / "checkout").mkdir(parents=True)
+    (elsewhere / "checkout").symlink_to(checkout)
+    done = subprocess.run(
+        ["checkout/dev", command, "--out", "a b"],
+        cwd=elsewhere,
+        env={"PATH": str(checkout.parent / "bin"), "CDPATH": str(elsewhere / "decoy"), "PYTHONHOME": "/nowhere"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    folder, arguments = done.stdout.splitlines()
+    assert folder == str(elsewhere)
+    assert arguments.endswith("--out a b")
+    assert done.stderr == ""
+
+
+def test_a_folder_that_is_no_environment_is_named(checkout: Path) -> None:
+    program(checkout.parent / "bin" / "uv", "case $1 in --version) echo 'uv 0.13.8' ;; *) exit 2 ;; esac\n")
+    (checkout.parent / "bin" / "mkdir").symlink_to(shutil.which("mkdir") or "/bin/mkdir")
+    (checkout / ".venv").write_text("")
+    done = subprocess.run(
+        ["./dev", "sync"], cwd=checkout, env={"PATH": str(checkout.parent / "bin")}, capture_output=True, text=True
+    )
+    assert done.returncode == 3
+    assert ".venv is no Python environment: remove it" in done.stderr
+
+
 def test_an_unknown_command_is_answered_with_the_usage(checkout: Path) -> None:
     done = subprocess.run(
         ["./dev", "fly"], cwd=checkout, env={"PATH": str(checkout.parent / "bin")}, capture_output=True, text=True

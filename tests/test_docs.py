@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,25 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 def test_python_in_a_page_is_python(page: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         ast.parse(block)
+
+
+def test_the_example_files_are_read_and_name_every_key(tmp_path: Path) -> None:
+    from curate.recipe import Recipe, read_recipe
+    from replay.protocol import FULL
+    from replay.slo import load_slo
+    from replay.system import Accelerator, System, load_system
+
+    system, level, recipe = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "FORMATS.md").read_text(), flags=re.DOTALL
+    )
+    for name, text in (("system.toml", system), ("level.toml", level), ("recipe.toml", recipe)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "card.md").write_text("words")
+    assert load_system(tmp_path / "system.toml").accelerator_count == 8
+    assert replace(load_slo(str(tmp_path / "level.toml")).protocol, name=FULL.name) == FULL
+    assert read_recipe(tmp_path / "recipe.toml").card == "words"
+    for kind, text in ((System, system), (Accelerator, system), (Recipe, recipe)):
+        assert [field.name for field in fields(kind) if not re.search(rf"\b{field.name}\b", text)] == []
 
 
 def test_the_methodology_has_the_version_that_results_carry() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,41 @@ def test_every_module_says_what_it_is() -> None:
 
 def test_no_module_is_named_for_no_idea() -> None:
     assert [path.name for path in modules() if re.fullmatch(r"(utils?|helpers?|common|misc)\.py", path.name)] == []
+
+
+# What the command line of a stage imports, anywhere and however late, must come with the stage's extra.
+EXTRAS_OF = {"capture": ("capture",), "curate": ("curate",), "replay": ("replay", "engine")}
+DISTRIBUTION_OF = {"pynvml": "nvidia-ml-py", "tiktoken_ext": "tiktoken", "requests": "tiktoken"}
+
+
+def reached_from(module: str, seen: set[str]) -> set[str]:
+    """Top-level names of the third-party modules that a module of ours and everything under it imports."""
+    path = (ROOT / module.replace(".", "/")).with_suffix(".py")
+    if module in seen or not path.exists():
+        return set()
+    seen.add(module)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            top = name.partition(".")[0]
+            if top in STAGES:
+                found |= reached_from(name, seen)
+            elif top != "agentdyno" and top not in sys.stdlib_module_names:
+                found.add(top)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_extra_of_a_stage_brings_all_that_its_commands_import(stage: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + [
+        line for extra in EXTRAS_OF[stage] for line in project["optional-dependencies"][extra]
+    ]
+    brought = {re.split(r"[^\w-]", line)[0] for line in lines}
+    needed = {DISTRIBUTION_OF.get(name, name) for name in reached_from(f"{stage}.command", set())}
+    assert needed <= brought

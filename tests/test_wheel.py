@@ -81,6 +81,32 @@ def test_a_missing_extra_is_named_with_its_remedy(installed: tuple[Path, dict[st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["capture", "serve", "--upstream", "http://127.0.0.1:9", "--store", "new"], "capture"),
+        (["capture", "run", "--store", "new", "--", "true"], "capture"),
+        (["replay", "engine"], "replay"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
+)
+def test_a_missing_extra_is_found_before_anything_is_made(
+    arguments: list[str], extra: str, installed: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    command, environment = installed
+    done = subprocess.run([command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert f"[{extra}]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_the_extras_that_are_missing(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    command, environment = installed
+    printed = "".join(run([command, "doctor"], env=environment, cwd=tmp_path).stdout.split())
+    assert all(f"agentdyno[{extra}]" in printed for extra in ("capture", "curate", "replay", "engine"))
+
+
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(600)
@@ -97,3 +123,22 @@ def test_demo_works_from_the_installed_command(installed: tuple[Path, dict[str, 
     report = (result / "run" / "report.html").read_text()
     assert "made-up weights" in report
     assert re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'>\s]+""", report) == []  # nothing is fetched from anywhere
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_signal_to_the_installed_demo_ends_all_of_it(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    command, environment = installed
+    with subprocess.Popen(
+        [command, "demo", "--out", "result"],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as demo:  # fmt: skip
+        assert demo.stderr is not None
+        assert any(line.startswith("1/6 ") for line in demo.stderr)
+        demo.terminate()
+        output, errors = demo.communicate(timeout=60)  # ends when the last process that writes there has ended
+    assert demo.returncode == 130, errors
+    assert "interrupted: everything is stopped" in errors
+    assert output == ""
+    assert list(tmp_path.iterdir()) == []
