@@ -18,9 +18,6 @@ STAGES = {
     "replay": "Replay a dataset against a serving system and score agents per megawatt.",
 }
 
-# Which extra brings a module, so that a missing one is answered with the line that installs it.
-EXTRA_OF_STAGE = {"capture": "capture", "curate": "curate", "replay": "replay"}
-
 
 class MissingExtra(click.ClickException):
     """A stage was named whose libraries are not installed."""
@@ -28,10 +25,9 @@ class MissingExtra(click.ClickException):
     exit_code = 3
 
     def __init__(self, stage: str, module: str) -> None:
-        extra = EXTRA_OF_STAGE[stage]
         super().__init__(
             f"`agentdyno {stage}` needs the package {module!r}, which is not installed: "
-            f"install agentdyno with its extra [{extra}], or with [all] for every stage."
+            f"install agentdyno with its extra [{stage}], or with [all] for every stage."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from capture.atomic import write_atomically
 from capture.fault import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def serve(
     def ready(url: str) -> None:
         if ready_file is not None:
             try:
-                draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-                draft.write_text(f"{url}\n")
-                draft.replace(ready_file)
+                write_atomically(ready_file, f"{url}\n".encode())
             except OSError as error:
                 raise EnvironmentFault(f"cannot write the ready file {ready_file}: {error.strerror}") from error
         with suppress(OSError):  # nobody reads it: then the ready file or a fixed port names the address

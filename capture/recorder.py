@@ -33,6 +33,23 @@ class _Open:
     off: bool = False  # the recorder failed inside this exchange; the rest of it is relayed only
 
 
+@dataclass(slots=True)
+class _Guard:
+    """The outermost place before mitmproxy: a fault inside costs the exchange its recording and goes no further."""
+
+    recorder: Recorder
+    entry: _Open | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> bool:
+        if not isinstance(fault, Exception):
+            return False
+        self.recorder.lose(self.entry)
+        return True
+
+
 class Recorder:
     """The addon. Its hooks only stamp and enqueue; `done` closes the journal."""
 
@@ -48,7 +65,7 @@ class Recorder:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """The request's headers are in: the exchange begins."""
         at_ns = time.monotonic_ns()
-        try:
+        with _Guard(self):
             request = flow.request
             number = self._journal.send(
                 at_ns=at_ns,
@@ -59,8 +76,6 @@ class Recorder:
                 headers=request.headers.fields,
             )
             self._open[flow.id] = _Open(number, flow.client_conn.id)
-        except Exception:  # noqa: BLE001 - the outermost place before mitmproxy
-            self._lose(None)
 
     def request(self, flow: http.HTTPFlow) -> None:
         """The request is complete."""
@@ -68,11 +83,9 @@ class Recorder:
         entry = self._open.get(flow.id)
         if entry is None or entry.off:
             return
-        try:
+        with _Guard(self, entry):
             self._journal.sent(entry.number, at_ns=at_ns, body=flow.request.raw_content or b"")
             entry.sent = True
-        except Exception:  # noqa: BLE001 - as above
-            self._lose(entry)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """The response's headers are in; its body will be streamed."""
@@ -87,12 +100,10 @@ class Recorder:
         response.stream = self._tap(entry)
         if entry.off:
             return
-        try:
+        with _Guard(self, entry):
             self._journal.headers(
                 entry.number, at_ns=at_ns, status=response.status_code, headers=response.headers.fields
             )
-        except Exception:  # noqa: BLE001 - as above
-            self._lose(entry)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """The response is complete."""
@@ -100,20 +111,18 @@ class Recorder:
         entry = self._open.get(flow.id)
         if entry is None:
             return
-        try:
+        with _Guard(self, entry):
             content = flow.response.raw_content if flow.response is not None else None
             if content and not entry.off:  # not streamed: an answer of our own, such as 404
                 self._journal.read(entry.number, at_ns, content)
-        except Exception:  # noqa: BLE001 - as above
-            self._lose(entry)
         if flow.websocket is None:
-            self._end(flow, at_ns, "complete", None)
+            self._end(flow.id, at_ns, "complete", None)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The exchange was cut."""
         at_ns = time.monotonic_ns()
         message = flow.error.msg if flow.error is not None else None
-        self._end(flow, at_ns, self._blame(flow, message), message)
+        self._end(flow.id, at_ns, self._blame(flow, message), message)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         """A WebSocket message passed; mitmproxy would keep every one in memory."""
@@ -125,22 +134,19 @@ class Recorder:
         entry = self._open.get(flow.id)
         if entry is None or entry.off:
             return
-        try:
+        with _Guard(self, entry):
             kind = FROM_AGENT if message.from_client else FROM_UPSTREAM
             self._journal.read(entry.number, at_ns, message.content, kind)
-        except Exception:  # noqa: BLE001 - as above
-            self._lose(entry)
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
         """The WebSocket is closed."""
-        self._end(flow, time.monotonic_ns(), "complete", None)
+        self._end(flow.id, time.monotonic_ns(), "complete", None)
 
     def client_disconnected(self, client: connection.Client) -> None:
         """The agent's connection is gone; whatever of it is still open will get no other hook."""
         at_ns = time.monotonic_ns()
         for flow_id in [key for key, entry in self._open.items() if entry.client_id == client.id]:
-            entry = self._open.pop(flow_id)
-            self._journal.end(entry.number, at_ns=at_ns, outcome="client_aborted", error="Client disconnected.")
+            self._end(flow_id, at_ns, "client_aborted", "Client disconnected.")
 
     def done(self) -> None:
         """mitmproxy shuts down."""
@@ -154,7 +160,7 @@ class Recorder:
                 try:
                     read(number, now(), data)
                 except Exception:  # noqa: BLE001 - an exception would drop this chunk from the agent's stream
-                    self._lose(entry, len(data))
+                    self.lose(entry, len(data))
             return data
 
         return tap
@@ -168,16 +174,15 @@ class Recorder:
             return "upstream_refused"
         return "upstream_cut"
 
-    def _end(self, flow: http.HTTPFlow, at_ns: int, outcome: Outcome, error: str | None) -> None:
-        entry = self._open.pop(flow.id, None)
+    def _end(self, flow_id: str, at_ns: int, outcome: Outcome, error: str | None) -> None:
+        entry = self._open.pop(flow_id, None)
         if entry is None:
             return
-        try:
+        with _Guard(self, entry):
             self._journal.end(entry.number, at_ns=at_ns, outcome=outcome, error=error)
-        except Exception:  # noqa: BLE001 - as above
-            self._lose(entry)
 
-    def _lose(self, entry: _Open | None, lost_bytes: int | None = None) -> None:
+    def lose(self, entry: _Open | None, lost_bytes: int | None = None) -> None:
+        """Mark a gap and record no more of this exchange; never raises."""
         try:
             if entry is not None:
                 entry.off = True

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from capture.atomic import write_atomically
 from capture.script import Choose, Dialect, HttpError, ScriptedRequest, Step, ToolResult, read_script
 from capture.scripted_answer import Answer, Frame, body, error_body, error_frame, frames
 from capture.scripted_request import decode_body, dialect_of, read_request
@@ -486,9 +487,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with ScriptedServer(script, port=given.port, models=models, on_finished=write_log) as server:
         if given.ready_file is not None:
-            partial: Path = given.ready_file.with_name(given.ready_file.name + ".part")
-            partial.write_text(server.url + "\n", encoding="utf-8")
-            partial.replace(given.ready_file)
+            write_atomically(given.ready_file, f"{server.url}\n".encode())
         else:
             print(server.url, flush=True)  # noqa: T201
         stop.wait()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from capture.atomic import write_atomically
 from capture.trajectory import Trajectory
 from curate.manifest import (
     FORMAT,
@@ -37,7 +38,6 @@ from curate.manifest import (
     content_digest,
     file_sha256,
     read_manifest,
-    write_atomically,
     write_json,
 )
 from curate.recipe import Recipe

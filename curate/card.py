@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from capture.atomic import write_atomically
 from curate.distribution import Distribution, Number
-from curate.manifest import Manifest, write_atomically, write_json
+from curate.manifest import Manifest, write_json
 from curate.plot import Plot, draw_plots, short_number, short_time
 from curate.recipe import Recipe
 from curate.stats import STATS, Quantity, Stats, compute_stats, read_frames

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from capture.atomic import write_atomically
 
 FORMAT = "agentdyno-dataset/1"
 MANIFEST = "manifest.json"
@@ -97,13 +98,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write by rename, so that no reader ever sees half a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from curate.manifest import file_sha256
 from replay.interval import Interval, cluster_bootstrap
 from replay.measure import Measure, judge, measure
 from replay.plan import DelayPolicy, PlanFile
@@ -18,7 +19,7 @@ from replay.runfolder import RunFault, RunFolder, RunInputs
 from replay.search import Done, Level, next_step
 from replay.slo import Limits, Measured, slo_from_json, unmet_rules
 from replay.system import System, system_from_json
-from replay.trial import FACTS, POWER, RECORDS, Trial, TrialFacts, read_trial, sha256
+from replay.trial import FACTS, POWER, RECORDS, Trial, TrialFacts, read_trial
 
 LAG_SHARE = 0.02  # of the first-token limit: how late the client's 99th percentile may be in any 5 s
 
@@ -140,7 +141,7 @@ def file_digests(folder: RunFolder) -> dict[str, str]:
     paths = [folder.inputs_path, folder.plan_path]
     for number in folder.trial_numbers():
         paths += [folder.trial_path(number) / name for name in (FACTS, RECORDS, POWER)]
-    return {str(path.relative_to(folder.path)): sha256(path) for path in paths if path.is_file()}
+    return {str(path.relative_to(folder.path)): file_sha256(path) for path in paths if path.is_file()}
 
 
 def score_json(inputs: RunInputs, plan: PlanFile, judged: Sequence[Judged], files: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from capture.atomic import write_atomically
 from replay.rules import TEMPERATURE, ContextPolicy, DelayPolicy, Isolation, LengthPolicy
 from replay.script import NothingToReplay, PreparedRequest, Prompts, Rules, Script, Turn, compile_script
 
@@ -233,7 +234,7 @@ class Plan:
 
     def dump(self, path: Path) -> None:
         """Write `plan.json`."""
-        path.write_bytes(self.to_json())
+        write_atomically(path, self.to_json())
 
 
 def token_id_range(vocabulary_tokens: int | None) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from capture.atomic import write_atomically
 from replay import chart
 from replay.judge import read_score
 from replay.measure import judge
@@ -29,10 +30,7 @@ NOT_SAID = (
 def write_report(folder: RunFolder, out: Path | None = None) -> Path:
     """Writes report.html and returns its path. Raises RunFault, TrialFault or ValueError for what is missing."""
     path = out or folder.path / "report.html"
-    page = render(folder)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, render(folder).encode())
     return path
 
 

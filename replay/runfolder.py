@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,13 +131,6 @@ class RunFolder:
                 read_facts(self.trial_path(number))
             except TrialFault as error:
                 raise RunFault(f"{error}; remove {self.trial_path(number)} to run that trial again") from error
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes indented JSON beside `path` and renames it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
-    os.replace(partial, path)  # noqa: PTH105 - the partial file becomes the file in one step
 
 
 def _short(value: object) -> str:

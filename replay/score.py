@@ -14,6 +14,7 @@ import msgspec
 
 from agentdyno import __version__
 from capture.trajectory import Trajectory
+from curate.manifest import write_json
 from replay import loop
 from replay.endpoint import Endpoint, EndpointError
 from replay.judge import Judged, file_digests, judge_trial, protocol_maximum, score_json
@@ -22,7 +23,7 @@ from replay.power.choice import PowerChoice
 from replay.power.source import PowerSource
 from replay.probe import ProbeReport, probe
 from replay.protocol import Progress, Protocol
-from replay.runfolder import RUN_VERSION, RunFolder, RunInputs, write_json
+from replay.runfolder import RUN_VERSION, RunFolder, RunInputs
 from replay.search import Done, next_step
 from replay.slo import Slo, slo_to_json
 from replay.system import System, system_to_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import polars
 
+from curate.manifest import file_sha256
 from replay import drive as driving
 from replay import loop
 from replay.drive import FinishedPlay
@@ -164,7 +164,7 @@ def write_trial(trial: Trial, folder: Path) -> Trial:
     _records_frame(trial.records).write_parquet(partial / RECORDS)
     _samples_frame(trial.samples).write_parquet(partial / POWER)
     facts = dataclasses.replace(
-        trial.facts, records_sha256=sha256(partial / RECORDS), power_sha256=sha256(partial / POWER)
+        trial.facts, records_sha256=file_sha256(partial / RECORDS), power_sha256=file_sha256(partial / POWER)
     )
     (partial / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
     os.replace(partial, folder)  # noqa: PTH105 - Path.replace says less about a folder
@@ -191,12 +191,6 @@ def read_trial(folder: Path) -> Trial:
     records = _rows(folder / RECORDS, RequestRecord)
     samples = _rows(folder / POWER, PowerSample)
     return Trial(facts=facts, records=records, samples=samples)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rows[Row](path: Path, kind: type[Row]) -> tuple[Row, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from capture.intervals import union_length
 from replay.record import RequestRecord
 from replay.runner import BACK_OFF_NS
 
@@ -88,10 +89,4 @@ def _end(record: RequestRecord, window: Window) -> int:
 
 
 def _union_ns(spans: Iterable[tuple[int, int]], window: Window) -> int:
-    total, reached = 0, window.start_ns
-    for start, end in sorted(spans):
-        low, high = max(start, reached), min(end, window.end_ns)
-        if high > low:
-            total += high - low
-            reached = high
-    return total
+    return union_length((max(start, window.start_ns), min(end, window.end_ns)) for start, end in spans)

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from agentdyno import main
+from curate.manifest import file_sha256
 from replay.endpoint import Endpoint
 from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
 from replay.power.choice import parse_power
@@ -22,7 +23,7 @@ from replay.runfolder import RunFault, RunFolder
 from replay.score import PlanRules, RunRequest, run
 from replay.slo import Limits, Slo
 from replay.system import UNDISCLOSED
-from replay.trial import TrialFault, sha256
+from replay.trial import TrialFault
 from replay.verify import verify
 from tests.fake_server import serving
 from tests.sample_sessions import text_session
@@ -90,14 +91,14 @@ def alter_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def restate(folder: Path, place: str) -> None:
     """What a careful forger does: makes the digests fit again."""
-    digest = sha256(folder / place)
+    digest = file_sha256(folder / place)
     trial = folder / "trials" / "1" / "trial.json"
     if place.endswith(".parquet"):
         name = place.rsplit("/", 1)[1].removesuffix(".parquet") + "_sha256"
         alter_json(trial, lambda value: value.update({name: digest}))
     alter_json(
         folder / "score.json",
-        lambda value: value["files"].update({place: digest, "trials/1/trial.json": sha256(trial)}),
+        lambda value: value["files"].update({place: digest, "trials/1/trial.json": file_sha256(trial)}),
     )
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from capture.atomic import write_atomically
 from capture.fault import EnvironmentFault
 from replay.engine.model import INSTALL, ensure_model
 
@@ -251,9 +252,7 @@ def serve_until_told(
     try:
         with _running(**options) as (engine, child):
             if ready_file is not None:
-                draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-                draft.write_text(engine.url + "\n")
-                draft.replace(ready_file)
+                write_atomically(ready_file, f"{engine.url}\n".encode())
             on_ready(engine)
             try:
                 while not told.wait(0.2):  # a plain wait() would hold the signal back
