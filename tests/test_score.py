@@ -20,13 +20,14 @@ from capture.shelf import Shelf
 from capture.store import Store
 from capture.trajectory import Trajectory
 from curate.build import build
+from curate.manifest import write_json
 from replay.endpoint import Endpoint
 from replay.measure import FAILED
 from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
 from replay.power.choice import parse_power
 from replay.protocol import Protocol
 from replay.report import write_report
-from replay.runfolder import RunFault, RunFolder, write_json
+from replay.runfolder import RunFault, RunFolder
 from replay.score import PlanRules, RunRequest, Watcher, run
 from replay.slo import Limits, Slo
 from replay.system import Accelerator, System, SystemFault, read_system
