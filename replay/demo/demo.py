@@ -270,7 +270,9 @@ def _terminate_like_interrupt() -> Iterator[None]:
     """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that everything is stopped in order."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        # The same route, not only the same end: a running event loop takes SIGINT in order, and an exception that
+        # is raised in the middle of one of its callbacks does not.
+        signal.raise_signal(signal.SIGINT)
 
     # Under nohup SIGHUP is ignored, and stays so.
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
