@@ -20,6 +20,7 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from capture.call import Message, ModelCall, Tool
@@ -29,7 +30,7 @@ from capture.grouping import Group, group_calls
 from capture.intervals import union_length
 from capture.pool import MessagePool
 from capture.tool_kind import exit_code, timed_out, tool_kind
-from capture.trajectory import CaptureQuality, GapKind, Request, ToolCall, Trajectory
+from capture.trajectory import CaptureQuality, GapKind, Request, TokenSource, ToolCall, Trajectory
 
 _ERROR_CHARACTERS = 500
 
@@ -39,9 +40,26 @@ def session_id(key: bytes, native_id: str) -> str:
     return hmac.new(key, native_id.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
 
 
-def assemble(calls: Iterable[ModelCall], key: bytes) -> list[Trajectory]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where calls come from, when it is not the wire: an importer reads a log into calls and says so here."""
+
+    source: str  # of the trajectory; also the prefix of the native id, so that log and wire get unlike session ids
+    token_source: TokenSource
+    tokenizer: str | None = None
+    license: str | None = None
+
+
+WIRE = Origin(source="wire", token_source="provider")  # noqa: S106 - a word, no secret
+
+
+def assemble(calls: Iterable[ModelCall], key: bytes, origin: Origin = WIRE) -> list[Trajectory]:
     """Sessions in order of their first send; `key` is the store's."""
-    return [_Session(group).trajectory(key) for group in group_calls(calls)]
+    return [_Session(group, origin).trajectory(key) for group in group_calls(calls)]
+
+
+def _native_id(name: str, origin: Origin) -> str:
+    return name if origin is WIRE else f"{origin.source}:{name}"
 
 
 def _since_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
@@ -75,7 +93,8 @@ def _output_kinds(answer: Message | None) -> tuple[str, ...] | None:
 class _Session:
     """One group on its way to a trajectory; all times in microseconds since its first send."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, origin: Origin) -> None:
+        self.origin = origin
         self.nodes = group.nodes
         self.native_first = group.nodes[0].call.hints[0].session if group.nodes[0].call.hints else None
         self.zero_us = group.nodes[0].send_us
@@ -99,8 +118,8 @@ class _Session:
         waits = [request.think_us for request in requests if request.think_us is not None]
         main = [chain for chain in self.chains if chain.path == "main"]
         return Trajectory(
-            session_id=session_id(key, self.native_first or calls[0].exchange_id),
-            source="wire",
+            session_id=session_id(key, _native_id(self.native_first or calls[0].exchange_id, self.origin)),
+            source=self.origin.source,
             source_ref=calls[0].exchange_id,
             harness=_most_common(call.harness for call in calls if call.harness != "unknown") or "unknown",
             harness_version=_most_common(call.harness_version for call in calls if call.harness_version),
@@ -122,9 +141,9 @@ class _Session:
             num_subagents=sum(chain.path.startswith("main/") for chain in self.chains),
             num_compactions=sum(request.context_event == "compaction" for request in requests),
             hash_scope=None,
-            token_source="provider",  # noqa: S106 - a word, no secret
-            tokenizer=None,
-            license=None,
+            token_source=self.origin.token_source,
+            tokenizer=self.origin.tokenizer,
+            license=self.origin.license,
             quality=self._quality(),
         )
 

@@ -10,6 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+type Transport = Literal["http", "sse", "websocket"]
+
+type TimeSource = Literal["header", "body", "otel", "log"]
+"""Who declares a tool's time: a request header, the request's body, the agent's telemetry, its local log."""
+
 type Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -72,17 +77,32 @@ class SessionHint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolTime:
+    """How long one tool call took, as somebody who saw it run says: the agent, its log, its telemetry.
+
+    Durations in microseconds. None: that source does not tell.
+    """
+
+    tool_call_id: str
+    source: TimeSource
+    internal_us: int | None = None  # execution alone
+    permission_us: int | None = None  # waiting for a person's permission before it
+    started_utc_us: int | None = None  # wall clock of whoever says so
+    ended_utc_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
     """One request to a model and its answer. Times are monotonic ns of the journal it came from."""
 
     exchange_id: str
     connection_id: str
     wall_anchor_us: int
-    api: str  # anthropic.messages | openai.chat | openai.responses
+    api: str  # anthropic.messages | openai.chat | openai.responses | google.gemini
     harness: str  # from the user agent: claude-code, codex, pi, …; "unknown"
     harness_version: str | None
     model: str
-    stream: bool
+    stream: bool | None  # None: a log that does not tell
     status: int | None
     error: str | None  # transport error, HTTP error body or error event; None when the call succeeded
     complete: bool  # the stream's own end was seen
@@ -106,11 +126,25 @@ class ModelCall:
     t_end_ns: int | None  # last byte of the response
     content_at_ns: tuple[int, ...]  # one per content event
     events: int
-    bytes_up: int
-    bytes_down: int
+    bytes_up: int | None  # None in what was read from a log
+    bytes_down: int | None
     kind: Literal["turn", "auxiliary"] = "turn"  # auxiliary: count_tokens, prewarm, title and quota probes that say so
     gaps: int = 0  # recorder gaps inside this exchange
     notes: tuple[str, ...] = field(default=())  # what the dialect could not read, in words
     tool_durations_ms: tuple[tuple[str, int], ...] = ()  # (tool, ms) that the agent declares for the results it sends
     compaction: str | None = None  # auto | manual | reactive: the agent says that this call summarises the context
     context_compacted: bool = False  # the agent says that this prompt follows a compaction
+    transport: Transport | None = None  # None in what was read from a log
+    t_first_text_ns: int | None = None  # first content by kind; the earliest of the three is `t_first_content_ns`
+    t_first_thinking_ns: int | None = None
+    t_first_tool_call_ns: int | None = None
+    request_class: str | None = None  # the agent's own word: main, subagent, auxiliary, compaction, prewarm, …
+    agent_type: str | None = None  # the agent's own word for its sub-agent: Explore, general-purpose, review, …
+    attempt: int | None = None  # retries before this one, as the client counts them (0: the first attempt)
+    context_generation: int | None = None  # how often the context was compacted, where the agent counts it
+    tool_times: tuple[ToolTime, ...] = ()  # tool times that the request's body itself declares
+    mode: str | None = None  # reverse | forward | script
+    contributor: str | None = None
+    consent: str | None = None
+    wall_offset_us: int = 0  # movement of the wall clock against the anchor, at send and at end
+    wall_offset_end_us: int | None = None

@@ -44,6 +44,12 @@ _TITLE = re.compile(r"title generator|generate an? [^.\n]{0,60}\btitle\b|5-10 wo
 _EMPTY = Answer(message=None, stop=None, usage=Usage(), response_id=None, content_at_ns=(), error=None, complete=False)
 
 
+def read_calls(exchange: Exchange) -> list[ModelCall]:
+    """Every call to a model that an exchange holds, in order; a WebSocket may hold many, most exchanges one or none."""
+    call = read_call(exchange)
+    return [] if call is None else [call]
+
+
 def read_call(exchange: Exchange) -> ModelCall | None:
     """Read one exchange; None where it is not a call to a model. Never raises: what cannot be read becomes a note."""
     path = exchange.path.partition("?")[0].rstrip("/")

@@ -22,7 +22,7 @@ class Gap:
     """A place where the recorder itself lost something, so that nobody takes the rest for whole."""
 
     at_ns: int
-    kind: Literal["queue_full", "recorder_error", "disk", "killed"]
+    kind: Literal["queue_full", "recorder_error", "disk", "killed", "paused", "excluded"]
     lost_bytes: int | None  # None where the amount is unknown
 
 
@@ -50,7 +50,7 @@ class Exchange:
     host: str  # upstream host:port as the agent would have reached it
     path: str  # with query; key-like parameters redacted
     request_headers: tuple[tuple[str, str], ...]
-    request_body: bytes  # as sent, still content-encoded
+    request_body: bytes  # as sent, still content-encoded unless `request_decoded`
     t_send_ns: int  # request headers parsed
     t_sent_ns: int | None  # last byte of the request body received; None while it has not
     status: int | None
@@ -62,6 +62,13 @@ class Exchange:
     error: str | None
     gaps: tuple[Gap, ...] = ()
     messages: tuple[SocketMessage, ...] = ()  # both directions in order of time; empty unless status is 101
+    mode: str | None = None  # how the agent reached the recorder: reverse | forward | script
+    contributor: str | None = None  # whose token it carried; None on a recorder without tokens
+    consent: str | None = None  # what that person agreed to, in the recorder's configuration
+    request_decoded: bool = False  # the journal keeps an encoded body decoded, so that equal parts are stored once
+    request_bytes: int | None = None  # length of the body on the wire
+    wall_offset_us: int = 0  # how far the wall clock had moved against the anchor at `t_send_ns`: sleep, or a new time
+    wall_offset_end_us: int | None = None  # the same at `t_end_ns`
 
     def request_header(self, name: str) -> str | None:
         """First value of a request header (lower-case name)."""

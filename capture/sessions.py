@@ -8,7 +8,7 @@ from pathlib import Path
 
 from capture.assemble import assemble
 from capture.call import Message, ModelCall, Tool
-from capture.dialect import read_call
+from capture.dialect import read_calls
 from capture.shelf import Shelf, ShelfFault
 from capture.store import Store
 from capture.trajectory import Trajectory
@@ -38,8 +38,7 @@ def _read_calls(store: Store, problems: list[str]) -> Iterator[ModelCall]:
     messages: dict[Message, Message] = {}
     tools: dict[tuple[Tool, ...], tuple[Tool, ...]] = {}
     for exchange in store.exchanges(problems):
-        call = read_call(exchange)
-        if call is not None:
+        for call in read_calls(exchange):
             yield replace(
                 call,
                 system=tuple(messages.setdefault(message, message) for message in call.system),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from capture.call import Message, Tool
+from capture.call import Message, TimeSource, Tool, Transport
 
 type GapKind = Literal["tool", "human", "client", "spawn", "unsplit", "none"]
 """What the time before a request was: tools ran, a human thought, the client worked, a sub-agent started,
@@ -21,6 +21,16 @@ type ContextEvent = Literal["append", "compaction", "edit", "branch", "reset"]
 type LinkEvidence = Literal["header", "body", "echo", "prefix", "source", "none"]
 """Which evidence tied a request to its session: a header, an id in the body, the echo of an earlier answer,
 the longest common prefix, the imported source itself; `none` for a request that starts one."""
+
+type LinkConfidence = Literal["certain", "likely", "possible"]
+"""How sure the link is: an id that the agent sent or the provider made; content that cannot well be chance; a guess
+that fits the times."""
+
+type Relation = Literal["start", "continue", "retry", "fork", "compaction", "subagent", "side"]
+"""What a request is to its parent. `fork`: the history was rewound or edited; `side`: no turn of the agent."""
+
+type TokenSource = Literal["provider", "tokenizer", "agent", "none"]
+"""Who counted `prompt_tokens` and `completion_tokens`: the provider, a tokenizer, the agent's own log, nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +54,7 @@ class Request:
     link: LinkEvidence
     api: str
     model: str
-    stream: bool
+    stream: bool | None
     status: int | None
     error: str | None
     retry_of: int | None
@@ -86,6 +96,16 @@ class Request:
     # auxiliary: a call that is no turn of the agent (count_tokens, prewarm, a title); its agent_path is "side/N"
     kind: Literal["turn", "auxiliary"] = "turn"
     new_output: tuple[str, ...] | None = None  # kinds of what the answer holds: text, thinking, tool_use
+    relation: Relation = "continue"
+    link_confidence: LinkConfidence | None = None  # None for a request that starts a session
+    transport: Transport | None = None
+    t_first_text_us: int | None = None
+    t_first_thinking_us: int | None = None
+    t_first_tool_call_us: int | None = None
+    permission_us: int | None = None  # part of the gap that waited for a person's permission; None: not told
+    client_us: int | None = None  # part of the gap that was the agent's own work; None: not told
+    clock_jump_us: int | None = None  # the wall clock moved against the monotonic one in this gap or call
+    agent_type: str | None = None  # the agent's own word for its sub-agent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +121,15 @@ class ToolCall:
     t_emitted_us: int | None  # end of the call's own block
     t_result_us: int | None  # send of the request that carries the result
     wall_us: int | None  # t_result_us − last byte of the response that held the call
-    internal_us: int | None  # the agent's own declared duration
+    internal_us: int | None  # execution alone, as `internal_source` declares it
     parallel_group: int  # calls of one answer share it
     result_bytes: int | None
     is_error: bool | None
     exit_code: int | None
     timed_out: bool | None
     mixed: bool  # the request that carried the result also carried new human text: wall_us includes human time
+    internal_source: TimeSource | None = None
+    permission_us: int | None = None  # waited for a person's permission before it ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +147,7 @@ class Trajectory:
     """One session."""
 
     session_id: str  # stable: the same for the same session of the same store, and in its dataset
-    source: str  # wire | weka | agentperf-local
+    source: str  # wire | weka | agentperf-local | claude-code-log | codex-log | pi-log | opencode-log | messages | …
     source_ref: str  # journal, file or task it came from
     harness: str
     harness_version: str | None
@@ -143,8 +165,14 @@ class Trajectory:
     num_subagents: int
     num_compactions: int
     hash_scope: Literal["session", "release"] | None  # scope in which block hashes may be compared
-    token_source: Literal["provider", "tokenizer"]  # who counted prompt_tokens and completion_tokens
+    token_source: TokenSource
     tokenizer: str | None  # named when token_source is tokenizer
     license: str | None  # SPDX id of the imported data; None for own recordings
     quality: CaptureQuality
     outcome: Literal["success", "failure", "abandoned", "unknown"] = "unknown"
+    mode: str | None = None  # how it was recorded: reverse | forward | script; redirecting by URL changes some agents
+    joined: tuple[str, ...] = ()  # what else told about it: otel, claude-code-log, …
+    contributor: str | None = None
+    consent: str | None = None
+    peak_agents: int | None = None  # most agents of this session at work at one time, sub-agents included
+    contributor_peak_agents: int | None = None  # the same over all sessions of this person in the store

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "agentdyno/1"
+SCHEMA_VERSION = "agentdyno/2"
 
 TEXT = pa.string()
 FLAG = pa.bool_()
@@ -127,7 +127,11 @@ SESSIONS = Table(
         ("context_tokens_first", TOTAL, "Prompt of the main chain's first request, in tokens."),
         ("context_tokens_last", TOTAL, "Prompt of the main chain's last request, in tokens."),
         ("context_tokens_max", TOTAL, "Longest prompt of any chain, in tokens."),
-        ("token_source", TEXT, "Who counted `prompt_tokens` and `completion_tokens`: `provider` or `tokenizer`."),
+        (
+            "token_source",
+            TEXT,
+            "Who counted prompt and completion tokens: `provider`, `tokenizer`, `agent` (its log) or `none`.",
+        ),
         ("source_tokenizer", TEXT, "Tokenizer behind them where `token_source` is `tokenizer`."),
         ("tokenizer", TEXT, "Tokenizer of our own counts: `messages.tokens`, `prompt_tokens_est` and their like."),
         ("tokenizer_sha", TEXT, "SHA-256 of that tokenizer's rank file."),
@@ -145,6 +149,10 @@ SESSIONS = Table(
         ("license", TEXT, "SPDX id under which this session is given."),
         ("consent", TEXT, "Who agreed to its use, and to what."),
         ("contributor", TEXT, "Keyed hash of who contributed it."),
+        ("capture_mode", TEXT, "How it was recorded: `reverse` (by base URL), `forward` (as a proxy) or `script`."),
+        ("joined", pa.list_(TEXT), "What else told about it, such as `otel` or `claude-code-log`."),
+        ("peak_agents", COUNT, "Most agents of this session at work at one time, sub-agents included."),
+        ("contributor_peak_agents", COUNT, "The same over all sessions of this contributor's store."),
         ("redaction_policy", TEXT, "Name and version of the rules that redacted the text."),
         (
             "redaction_counts",
@@ -176,9 +184,17 @@ REQUESTS = Table(
         ("agent_path", TEXT, "The chain: `main`, or `main/1` and so on for sub-agents."),
         ("parent_request_index", COUNT, "The request it continues; for a chain's first, the one that spawned it."),
         ("link", TEXT, "Evidence for that parent: `header`, `body`, `echo`, `prefix`, `source` or `none`."),
+        ("link_confidence", TEXT, "How sure that link is: `certain`, `likely` or `possible`."),
+        (
+            "relation",
+            TEXT,
+            "What it is to that parent: `start`, `continue`, `retry`, `fork`, `compaction`, `subagent` or `side`.",
+        ),
+        ("agent_type", TEXT, "The agent's own word for its sub-agent, such as `Explore`."),
         ("kind", TEXT, "`turn`, or `auxiliary` for a call that is no turn of the agent (a token count, a title)."),
         ("api", TEXT, "Wire protocol, such as `anthropic.messages`, `openai.chat` or `openai.responses`."),
         ("model", TEXT, "Model asked for."),
+        ("transport", TEXT, "`http`, `sse` or `websocket`; null where the source does not tell."),
         ("stream", FLAG, "Whether the answer was streamed."),
         ("status", COUNT, "HTTP status."),
         ("error", TEXT, "What went wrong; null when the call succeeded."),
@@ -187,6 +203,9 @@ REQUESTS = Table(
         ("t_headers_us", MICROSECONDS, "Response headers received."),
         ("t_first_byte_us", MICROSECONDS, "First byte of the response body."),
         ("t_first_token_us", MICROSECONDS, "First text, reasoning or tool-call fragment."),
+        ("t_first_text_us", MICROSECONDS, "First fragment of text."),
+        ("t_first_thinking_us", MICROSECONDS, "First fragment of reasoning."),
+        ("t_first_tool_call_us", MICROSECONDS, "First fragment of a tool call."),
         ("t_last_token_us", MICROSECONDS, "Last such fragment."),
         ("t_end_us", MICROSECONDS, "Last byte of the response."),
         ("gap_us", MICROSECONDS, "End of the chain's previous request to this send; null for a chain's first."),
@@ -195,7 +214,10 @@ REQUESTS = Table(
             TEXT,
             "What filled the gap: `tool`, `human`, `client`, `spawn`, `unsplit` (source does not tell), `none`.",
         ),
-        ("think_us", MICROSECONDS, "Human part of the gap."),
+        ("think_us", MICROSECONDS, "Human part of the gap, permissions left out."),
+        ("permission_us", MICROSECONDS, "Part of the gap that waited for a person's permission; null: not told."),
+        ("client_us", MICROSECONDS, "Part of the gap that was the agent's own work; null: not told."),
+        ("clock_jump_us", MICROSECONDS, "The wall clock moved by this much in the gap or the call: sleep, a new time."),
         ("msg_upto", COUNT, "When set, the prompt is `messages[0:msg_upto]`."),
         (
             "prompt_spans",
@@ -245,7 +267,11 @@ REQUESTS = Table(
         ("sse_events", COUNT, "Events in the streamed answer."),
         ("itl_us", pa.list_(MICROSECONDS), "Times between content events."),
         ("cache_ttl_s", COUNT, "Lifetime asked for in the provider's cache, in seconds."),
-        ("token_source", TEXT, "Who counted `prompt_tokens` and `completion_tokens`: `provider` or `tokenizer`."),
+        (
+            "token_source",
+            TEXT,
+            "Who counted prompt and completion tokens: `provider`, `tokenizer`, `agent` (its log) or `none`.",
+        ),
     ),
 )
 
@@ -267,7 +293,9 @@ TOOL_CALLS = Table(
             MICROSECONDS,
             "`t_result_us` less the last byte of the answer that held the call: an upper bound of the tool's time.",
         ),
-        ("internal_us", MICROSECONDS, "Duration that the agent itself declares."),
+        ("internal_us", MICROSECONDS, "Execution alone, as `internal_source` declares it."),
+        ("internal_source", TEXT, "Who declares it: `header`, `body`, `otel` (telemetry) or `log`."),
+        ("permission_us", MICROSECONDS, "Wait for a person's permission before it ran; null: not told."),
         ("parallel_group", COUNT, "Calls of one answer share this number."),
         ("args_tokens", TOTAL, "Arguments by `sessions.tokenizer`."),
         ("result_tokens", TOTAL, "Result message by `sessions.tokenizer`."),

@@ -84,6 +84,6 @@ def test_opening_what_is_no_dataset_says_what_is_wrong(
 def test_other_tables_are_refused(tmp_path: Path) -> None:
     make([text_session()], tmp_path / "d")
     path = tmp_path / "d" / MANIFEST
-    path.write_text(path.read_text().replace('"schema": "agentdyno/1"', '"schema": "agentdyno/2"'))
-    with pytest.raises(DatasetFault, match="tables of version 'agentdyno/2'"):
+    path.write_text(path.read_text().replace('"schema": "agentdyno/2"', '"schema": "agentdyno/3"'))
+    with pytest.raises(DatasetFault, match="tables of version 'agentdyno/3'"):
         Dataset.open(tmp_path / "d")

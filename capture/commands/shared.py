@@ -1,0 +1,73 @@
+"""What the capture commands share: the store that is meant, words on stderr, faults as exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from capture.fault import EnvironmentFault
+
+if TYPE_CHECKING:
+    from capture.store import Store
+
+
+def named_store(path: Path | None) -> Path:
+    """The store that is meant: the one named, else the default one."""
+    from capture.store import default_store
+
+    return path or default_store()
+
+
+def recording_store(path: Path | None) -> Store:
+    """The store to record into, made if missing; the first time it says what will be in it."""
+    from capture.store import Store, StoreError
+
+    path = named_store(path)
+    first = not Store.exists(path)
+    try:
+        store = Store.open(path, create=True)
+    except StoreError as fault:
+        raise EnvironmentFault(str(fault)) from fault
+    if first:
+        say(
+            f"new store {path}, readable by you alone: requests and responses go in as sent, with the text of prompts "
+            "and answers; authorization headers, cookies and keys in URLs never do. Delete the folder to forget it all."
+        )
+    return store
+
+
+def say(sentence: str) -> None:
+    """A line on stderr at once: stdout belongs to data, or to the agent."""
+    sys.stderr.write(f"agentdyno: {sentence}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def reading_faults() -> Iterator[None]:
+    """Turn the library's errors into one sentence and an exit code."""
+    from capture.sessions import NoSuchSession
+    from capture.shelf import ShelfFault
+    from capture.store import StoreError
+
+    try:
+        yield
+    except (NoSuchSession, StoreError) as fault:
+        raise click.UsageError(str(fault)) from fault
+    except ShelfFault as fault:
+        raise EnvironmentFault(str(fault)) from fault
+
+
+def warn(problems: list[str]) -> None:
+    """Say each problem in a line of its own."""
+    for problem in problems:
+        say(problem)
+
+
+store_option = click.option(
+    "--store", "store_path", type=click.Path(path_type=Path), help="The store [AGENTDYNO_STORE, else data home]."
+)
