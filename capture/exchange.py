@@ -22,7 +22,7 @@ class Gap:
     """A place where the recorder itself lost something, so that nobody takes the rest for whole."""
 
     at_ns: int
-    kind: Literal["queue_full", "recorder_error", "disk", "killed", "paused", "excluded"]
+    kind: Literal["queue_full", "recorder_error", "disk", "killed", "paused", "excluded", "credential"]
     lost_bytes: int | None  # None where the amount is unknown
 
 

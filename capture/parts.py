@@ -24,6 +24,9 @@ LEAD_BYTES = 32  # that much before a value (keys, brackets) becomes a part of i
 SCANS = 12  # times its length that a body is scanned at most: real ones nest seven deep, others keep larger parts
 REMEMBERED_BODIES = 8
 REMEMBERED_BYTES = 32 << 20
+KNOWN_PARTS = (
+    1 << 17
+)  # numbers remembered in each of two generations, about 25 MB both: a forgotten part is stored again
 PACK_BYTES = 4 << 20  # new parts are compressed together, this much at most
 
 type _Scan = Callable[[str, int], tuple[object, int]]
@@ -155,6 +158,7 @@ class PartPool:
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
+        self._older: dict[bytes, int] = {}
         self._next = 1
         self._new: list[bytes] = []
         self._new_digests: list[bytes] = []
@@ -169,6 +173,12 @@ class PartPool:
         digest = digest_of(part)
         known = self._numbers.get(digest)
         if known is not None:
+            return known
+        if len(self._numbers) >= KNOWN_PARTS:
+            self._older, self._numbers = self._numbers, {}
+        known = self._older.get(digest)
+        if known is not None:
+            self._numbers[digest] = known
             return known
         number = self._numbers[digest] = self._next
         self._next += 1

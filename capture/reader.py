@@ -8,8 +8,9 @@ import shutil
 import sqlite3
 import struct
 import tempfile
+from bisect import bisect_right
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +19,21 @@ from typing import Any, Literal, Self
 
 import zstandard
 
+from capture.convert import converted
 from capture.exchange import Exchange, Gap, Read, SocketMessage
-from capture.journal import BODY, FROM_AGENT, SCHEMA
+from capture.layout import BODY, FROM_AGENT, SCHEMA, SELECT_EXCHANGES, decode_times, exchange_crc, reads_crc
 from capture.parts import Pack, decode_runs
 from capture.secret import SeenSecret
+from capture.tombstone import hidden_numbers
 from capture.wal import lost_wal_bytes
-
-CONVERTERS: dict[int, Callable[[sqlite3.Connection], None]] = {}
-"""Step from schema n to n + 1, run on a copy in memory: a journal on disk is never changed. Empty while SCHEMA is 1."""
 
 _CACHE_BYTES = 256 << 20
 _MISSES_AT_END = 2000  # in a damaged file: rows missing in a row before the table counts as over
 _UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, IndexError, struct.error, zstandard.ZstdError)
-_COLUMNS = (
-    "id, connection, method, host, path, t_send_ns, request_headers, t_sent_ns, request_bytes, request_body, "
-    "t_headers_ns, status, response_headers, t_end_ns, outcome, error"
-)
+_SELECT_BATCH = "SELECT exchange, kind, start_ns, times, data, crc FROM reads"
+_OWN_KINDS = frozenset({"paused", "excluded"})  # marks of what was never meant to be written: nothing is lost
 
+type Row = tuple[Any, ...]
 type WriterState = Literal["closed", "live", "killed"]
 
 
@@ -43,19 +42,8 @@ class Tally:
     """What a journal holds, without its bodies."""
 
     exchanges: tuple[tuple[str, str, int | None], ...]  # method, path, status
-    gaps: int
-
-
-def decode_times(blob: bytes) -> tuple[list[int], list[int]]:
-    """Steps in ns and sizes in bytes, as `journal.encode_times` wrote them."""
-    body = len(blob) - 1
-    if blob[0] == 0:
-        count = body // 6
-        values = struct.unpack(f"<{count}I{count}H", blob[1:])
-    else:
-        count = body // 12
-        values = struct.unpack(f"<{count}Q{count}I", blob[1:])
-    return list(values[:count]), list(values[count:])
+    gaps: int  # places where something was lost
+    skipped: int = 0  # requests that were not written on purpose: paused, or of an excluded repository
 
 
 class JournalReader:
@@ -64,7 +52,7 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[str] = []
-        self.state = _writer_state(path)
+        self.state = writer_state(path)
         self.meta: dict[str, str] = {}
         self._damage: str | None = None
         self._salvaged = False
@@ -73,6 +61,11 @@ class JournalReader:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._packs: OrderedDict[int, list[bytes]] = OrderedDict()
         self._pack_bytes = 0
+        self.hidden: frozenset[int] = frozenset()
+        # Filled by `stored` (rows as `layout` has them).
+        self.gaps: defaultdict[int | None, list[Gap]] = defaultdict(list)
+        self.erased: list[tuple[int, int]] = []
+        self.clock: list[tuple[int, int, int, int | None]] = []
         self._header_parts: dict[int, tuple[str, str]] = {}
         self._database: sqlite3.Connection | None = None
         try:
@@ -93,6 +86,14 @@ class JournalReader:
 
     def exchanges(self) -> Iterator[Exchange]:
         """Exchanges in order of send; what cannot be read is left out and counted in `problems`."""
+        for row, batches in self.stored():
+            exchange = self._exchange(row, batches)
+            if exchange is not None:
+                yield exchange
+        self._report()
+
+    def stored(self) -> Iterator[tuple[Row, list[Row]]]:
+        """The rows of each exchange and of its reads, unread but for what tells that rows are missing."""
         if self._database is None:
             return
         last = 0
@@ -101,20 +102,19 @@ class JournalReader:
                 # One snapshot: a recorder that still writes would otherwise add exchanges between our questions.
                 if not self._database.in_transaction:
                     self._database.execute("BEGIN")
-                gaps, batches = self._gaps(), self._batches()
-                for row in self._database.execute(f"SELECT {_COLUMNS} FROM exchanges WHERE id > 0 ORDER BY id"):  # noqa: S608
-                    reads = [self._batch(number) for number in batches.get(row[0], ())]
-                    exchange = self._exchange(row, reads, gaps)
-                    self._lost += row[0] - last - 1
+                batches = self._batches()
+                self._read_sides()
+                for row in self._database.execute(f"{SELECT_EXCHANGES} WHERE id > 0 ORDER BY id"):
+                    own = [] if row[0] in self.hidden else [self._batch(number) for number in batches.get(row[0], ())]
+                    self._lost += self._missing(last + 1, row[0] - 1)
                     last = row[0]
-                    if exchange is not None:
-                        yield exchange
-                self._lost += max(0, int(self.meta.get("exchanges", last)) - last)
+                    if row[0] not in self.hidden:
+                        yield row, own
+                self._lost += self._missing(last + 1, int(self.meta.get("exchanges", last)))
             except sqlite3.DatabaseError as fault:
                 self._salvage(str(fault))
         if self._salvaged:
-            yield from self._salvaged_exchanges(last)
-        self._report()
+            yield from self._salvaged_rows(last)
 
     def secrets(self) -> Iterator[SeenSecret]:
         """Credentials that the recorder saw."""
@@ -134,16 +134,20 @@ class JournalReader:
             return Tally(exchanges=(), gaps=0)
         try:
             rows = self._database.execute(
-                "SELECT method, path, status FROM exchanges WHERE id > 0 ORDER BY id"
+                "SELECT id, method, path, status FROM exchanges WHERE id > 0 ORDER BY id"
             ).fetchall()
-            (gaps,) = self._database.execute("SELECT count(*) FROM gaps").fetchone()
+            kinds = [kind for (kind,) in self._database.execute("SELECT kind FROM gaps")]
         except sqlite3.DatabaseError:
             return Tally(exchanges=(), gaps=0)
-        return Tally(exchanges=tuple(rows), gaps=gaps)
+        skipped = sum(kind in _OWN_KINDS for kind in kinds)
+        lost = sum(kind not in _OWN_KINDS and kind != "credential" for kind in kinds)
+        shown = tuple((method, path, status) for number, method, path, status in rows if number not in self.hidden)
+        return Tally(exchanges=shown, gaps=lost, skipped=skipped)
 
     # Opening.
 
     def _open(self) -> None:
+        self.hidden = hidden_numbers(self.path)
         head = b""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             head = file.read(100)
@@ -167,7 +171,11 @@ class JournalReader:
                 self._read_meta()
         except sqlite3.DatabaseError as fault:
             self._salvage(str(fault))
-        self._convert()
+        try:
+            self._convert()
+        except sqlite3.DatabaseError as fault:
+            self._salvage(str(fault))
+            self._convert()
 
     def _read_meta(self) -> None:
         assert self._database is not None
@@ -186,11 +194,8 @@ class JournalReader:
             self._database = None
             raise ValueError(f"it has schema {schema}, this agentdyno reads up to {SCHEMA}: install a newer one")
         if schema < SCHEMA:
-            copy = sqlite3.connect(":memory:", isolation_level=None)
-            self._database.backup(copy)
+            copy = converted(self._database, schema)
             self._database.close()
-            for step in range(schema, SCHEMA):
-                CONVERTERS[step](copy)
             self._database = copy
 
     def _copy(self) -> Path:
@@ -229,34 +234,30 @@ class JournalReader:
             self._database = None
             raise ValueError(f"its table of contents is damaged, so nothing of it can be read ({fault})") from fault
 
-    def _salvaged_exchanges(self, last: int) -> Iterator[Exchange]:
-        reads: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        for row in self._rows_one_by_one("reads", "id, exchange, kind, start_ns, times, data", 0):
-            reads[row[1]].append(row[2:])
-        try:
-            gaps = self._gaps()
-        except sqlite3.DatabaseError:
-            gaps = {}
+    def _salvaged_rows(self, last: int) -> Iterator[tuple[Row, list[Row]]]:
+        reads: defaultdict[int, list[Row]] = defaultdict(list)
+        for row in self._rows_one_by_one("reads", _SELECT_BATCH, 0):
+            reads[row[0]].append(row)
+        self._read_sides()
         expected = last + 1
-        for row in self._rows_one_by_one("exchanges", _COLUMNS, last):
-            exchange = self._exchange(row, reads.pop(row[0], []), gaps)
-            self._lost += row[0] - expected
+        for row in self._rows_one_by_one("exchanges", SELECT_EXCHANGES, last):
+            batches = reads.pop(row[0], [])
+            self._lost += self._missing(expected, row[0] - 1)
             expected = row[0] + 1
-            if exchange is not None:
-                yield exchange
+            if row[0] not in self.hidden:
+                yield row, batches
         known = int(self.meta.get("exchanges", 0))
-        self._lost += max(0, known + 1 - expected, *(number + 1 - expected for number in reads))
+        self._lost += self._missing(expected, max(known, 0, *reads))
 
-    def _rows_one_by_one(self, table: str, columns: str, last: int) -> Iterator[tuple[Any, ...]]:
+    def _rows_one_by_one(self, table: str, select: str, last: int) -> Iterator[Row]:
         assert self._database is not None
         number, missing = last, 0
+        erased = dict(self.erased) if table == "exchanges" else {}
         while missing < _MISSES_AT_END:
             number += 1
+            number = erased.get(number, number - 1) + 1
             try:
-                row = self._database.execute(
-                    f"SELECT {columns} FROM {table} WHERE id = ?",  # noqa: S608
-                    (number,),
-                ).fetchone()
+                row = self._database.execute(f"{select} WHERE id = ?", (number,)).fetchone()
             except sqlite3.DatabaseError:
                 row = None
             if row is None:
@@ -277,25 +278,56 @@ class JournalReader:
             found[exchange].append(number)
         return found
 
-    def _batch(self, number: int) -> tuple[Any, ...]:
+    def _batch(self, number: int) -> Row:
         assert self._database is not None
-        found: tuple[Any, ...] = self._database.execute(
-            "SELECT kind, start_ns, times, data FROM reads WHERE id = ?", (number,)
-        ).fetchone()
+        found: Row = self._database.execute(f"{_SELECT_BATCH} WHERE id = ?", (number,)).fetchone()
         return found
+
+    def _read_sides(self) -> None:
+        """What is told of the journal as a whole: marks, the wall clock's movements, the numbers that were erased."""
+        assert self._database is not None
+        self.gaps.clear()
+        self.erased.clear()
+        self.clock.clear()
+        for query, keep in (
+            ("SELECT exchange, at_ns, kind, lost_bytes FROM gaps", self._keep_gaps),
+            ("SELECT first, last FROM erased ORDER BY first", self.erased.extend),
+            ("SELECT since_ns, at_ns, offset_us, suspended_us FROM clock ORDER BY since_ns", self.clock.extend),
+        ):
+            try:
+                rows = self._database.execute(query).fetchall()
+            except sqlite3.DatabaseError:
+                if not self._salvaged:
+                    raise
+            else:
+                keep(rows)
+
+    def _keep_gaps(self, rows: list[Row]) -> None:
+        for number, at_ns, kind, lost in rows:
+            self.gaps[number].append(Gap(at_ns=at_ns, kind=kind, lost_bytes=lost))
+
+    def _missing(self, first: int, last: int) -> int:
+        """How many of these numbers were never erased, so that their exchanges are lost."""
+        if self.state == "live" and not self._salvaged:
+            return 0  # the writer may hold one until it knows whether it is excluded
+        gone = sum(max(0, min(last, end) - max(first, start) + 1) for start, end in self.erased)
+        return max(0, last - first + 1 - gone)
+
+    def _offset_us(self, at_ns: int) -> int:
+        at = bisect_right(self.clock, at_ns, key=lambda movement: movement[0])
+        return self.clock[at - 1][2] if at else 0
 
     # Building.
 
-    def _exchange(
-        self,
-        row: tuple[Any, ...],
-        batches: list[tuple[Any, ...]],
-        gaps: dict[int | None, list[Gap]],
-    ) -> Exchange | None:
-        (number, connection, method, host, path, t_send, request_headers, t_sent, request_bytes, recipe,
-         t_headers, status, response_headers, t_end, outcome, error) = row  # fmt: skip
-        own = list(gaps.get(number, ()))
+    def _exchange(self, row: Row, batches: list[Row]) -> Exchange | None:
+        (number, connection, method, host, path, t_send, request_headers, contributor, consent,
+         t_sent, request_bytes, recipe, decoded_bytes, _, t_headers, status, response_headers, t_end, outcome, error,
+         crc) = row  # fmt: skip
+        own = list(self.gaps.get(number, ()))
         whole = True
+        if crc is not None and crc != exchange_crc(row[:-1]):
+            self._lost += 1
+            return None
         try:
             sent_headers = self._headers(request_headers)
             got_headers = self._headers(response_headers) if response_headers is not None else ()
@@ -303,8 +335,8 @@ class JournalReader:
             self._lost += 1
             return None
         try:
-            body = b"".join(self._part(part) for part in decode_runs(recipe)) if recipe else b""
-            if request_bytes is not None and len(body) != request_bytes:
+            body = b"".join(self.part(part) for part in decode_runs(recipe)) if recipe else b""
+            if request_bytes is not None and len(body) != (request_bytes if decoded_bytes is None else decoded_bytes):
                 raise ValueError("the body has another length than was written")
         except _UNREADABLE:
             body, whole = b"", False
@@ -320,7 +352,9 @@ class JournalReader:
         reads = tuple(streams.get(BODY, ()))
         if outcome is None and self.state == "killed":
             last = max(t for t in (t_send, t_sent, t_headers, *(r.at_ns for r in reads[-1:])) if t is not None)
-            own += gaps.get(None) or [Gap(at_ns=last, kind="killed", lost_bytes=None)]
+            own += [gap for gap in self.gaps.get(None, ()) if gap.kind not in _OWN_KINDS] or [
+                Gap(at_ns=last, kind="killed", lost_bytes=None)
+            ]
         messages = [
             SocketMessage(at_ns=read.at_ns, from_agent=kind == FROM_AGENT, data=read.data)
             for kind, found in streams.items()
@@ -348,18 +382,27 @@ class JournalReader:
             error=error,
             gaps=tuple(own),
             messages=tuple(sorted(messages, key=lambda message: message.at_ns)),
+            mode=self.meta.get("mode"),
+            contributor=contributor,
+            consent=consent,
+            request_decoded=decoded_bytes is not None,
+            request_bytes=request_bytes,
+            wall_offset_us=self._offset_us(t_send),
+            wall_offset_end_us=None if t_end is None else self._offset_us(t_end),
         )
 
     @staticmethod
-    def _read_streams(batches: list[tuple[Any, ...]], streams: dict[int, list[Read]]) -> None:
+    def _read_streams(batches: list[Row], streams: dict[int, list[Read]]) -> None:
         """Fill `streams` as far as the batches can be read; what was read before a fault stays in it."""
         decoders: dict[int, zstandard.ZstdDecompressionObj] = {}
-        for kind, start_ns, times, data in batches:
+        for exchange, kind, start_ns, times, data, crc in batches:
             decoder = decoders.get(kind)
             if decoder is None:
                 decoder = decoders[kind] = zstandard.ZstdDecompressor().decompressobj()
             joined = decoder.decompress(data)
             steps, sizes = decode_times(times)
+            if crc is not None and crc != reads_crc(exchange, kind, start_ns, times, joined):
+                raise ValueError("a batch of reads is not what was written")
             if sum(sizes) != len(joined):
                 raise ValueError("a batch of reads has another length than was written")
             at, at_ns = 0, start_ns
@@ -374,20 +417,25 @@ class JournalReader:
         for number in decode_runs(recipe):
             pair = self._header_parts.get(number)
             if pair is None:
-                name, value = json.loads(self._part(number))
+                name, value = json.loads(self.part(number))
                 pair = self._header_parts[number] = (name, value)
             headers.append(pair)
         return tuple(headers)
 
-    def _part(self, number: int) -> bytes:
+    def part(self, number: int) -> bytes:
+        """One part of the pool; ValueError or KeyError where it is damaged or missing."""
         assert self._database is not None
         for first, parts in reversed(self._packs.items()):
             if first <= number < first + len(parts):
                 return parts[number - first]
-        row = self._database.execute(
-            "SELECT first_part, sizes, digests, data FROM packs WHERE first_part <= ? ORDER BY first_part DESC LIMIT 1",
-            (number,),
-        ).fetchone()
+        try:
+            row = self._database.execute(
+                "SELECT first_part, sizes, digests, data FROM packs WHERE first_part <= ? "
+                "ORDER BY first_part DESC LIMIT 1",
+                (number,),
+            ).fetchone()
+        except sqlite3.DatabaseError as fault:
+            raise ValueError(f"part {number} cannot be read ({fault})") from fault
         if row is None:
             raise KeyError(f"part {number} is missing")
         parts = Pack(first_part=row[0], sizes=row[1], digests=row[2], data=row[3]).unpack()
@@ -398,13 +446,6 @@ class JournalReader:
             self._pack_bytes -= sum(map(len, old))
         part: bytes = parts[number - int(row[0])]
         return part
-
-    def _gaps(self) -> dict[int | None, list[Gap]]:
-        assert self._database is not None
-        gaps: defaultdict[int | None, list[Gap]] = defaultdict(list)
-        for number, at_ns, kind, lost in self._database.execute("SELECT exchange, at_ns, kind, lost_bytes FROM gaps"):
-            gaps[number].append(Gap(at_ns=at_ns, kind=kind, lost_bytes=lost))
-        return dict(gaps)
 
     def _report(self) -> None:
         if self._damage is None and not self._lost and not self._partly:
@@ -423,7 +464,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-def _writer_state(path: Path) -> WriterState:
+def writer_state(path: Path) -> WriterState:
     """A writer holds its lock file while it lives and removes it when it ends well."""
     try:
         with path.with_suffix(".lock").open("rb") as lock:

@@ -8,14 +8,16 @@ import hmac
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 REDACTED = "<redacted>"
 
 SHORTEST_REMEMBERED = 8
 """Bytes. A shorter value (`x`, `dummy`) is replaced too, but would be found in any text if it were remembered."""
 
-type SecretKind = Literal["header", "cookie", "query", "path"]
+_SEEN = 4096
+
+type SecretKind = Literal["header", "cookie", "query", "path", "body"]
 
 _ALWAYS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 # Named like secrets, but the first two mark a retry, and the others are nonces and challenges of the protocol.
@@ -32,7 +34,7 @@ _NEVER = frozenset(
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])")
 _SECRET_WORD = re.compile(
     r"(?:key|.*(?:api|access|secret|private|auth|account|master|subscription|function)keys?|.*token|.*secret|.*signature"
-    r"|.*passwd|.*password|.*passphrase|pass|pwd|.*credentials?|creds?|sig|sas|hmac|jwt|dpop|.*assertion|auth|bearer"
+    r"|.*passwd|.*password|.*passphrase|pass|pwd|otp|totp|passcode|.*credentials?|creds?|sig|sas|hmac|jwt|dpop|.*assertion|auth|bearer"
     r"|authorization|.*cookie2?)$"
 )
 _SECRET_PARAMETERS = frozenset({"code", "sid"})  # as headers they would be no credentials: Azure's function key, OAuth
@@ -42,8 +44,18 @@ _KEY_SHAPE = re.compile(
     r"|xox[abprs]-[A-Za-z0-9-]{10,}"
     r"|(?:hf|gsk|xai|pplx|nvapi|r8|glpat|tvly)[-_][A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
-    r"|(?<=openai-insecure-api-key\.)[^\s,]+"  # a WebSocket subprotocol that carries the key
+    r"|adt_[A-Za-z0-9_-]{20,}"  # our own tokens of people
+    r"|ya29\.[A-Za-z0-9_-]{20,}|1//[A-Za-z0-9_-]{30,}"
 )
+# Browsers cannot set headers on a WebSocket, so keys travel as subprotocols: only well-known names are written.
+_PROTOCOL = re.compile(
+    r"realtime|responses|openai-beta\.[a-z0-9-]{1,24}|openai-(?:organization|project)\.[\w-]{1,40}|json|chat|mqtt"
+    r"|graphql-ws|graphql-transport-ws|v\d{1,2}(?:\.[a-z0-9-]{1,16}){0,4}",
+    re.IGNORECASE,
+)
+_PROTOCOL_KEY = re.compile(r"(.*(?:api-key|token|bearer|authorization|key)[\w-]*(?:\.io)?\.)(.+)$", re.IGNORECASE)
+# Fields of structured authorizations (Digest, AWS4-HMAC-SHA256) that are worth finding elsewhere.
+_FIELD = re.compile(r"""(?:^|[\s,])(?:Credential|Signature|response|token)="?([^",\s]+)"?""", re.IGNORECASE)
 # What follows a scheme of HTTP authentication is a credential in a header of any name.
 _SCHEME = re.compile(r"(?:bearer|basic|token|apikey|dpop) +\S{8,}$", re.IGNORECASE)
 _USER_INFO = re.compile(r"(?:(?<=://)|^)[^/@\s?#]+@")
@@ -87,14 +99,28 @@ class SecretFilter:
     def header(self, name: str, value: str) -> str:
         """The value of a header as it may be written. `name` in any case."""
         lowered = name.lower()
+        if lowered == "sec-websocket-protocol":
+            return ", ".join(self._protocol(part.strip()) for part in value.split(","))
         if is_secret_name(lowered) or (lowered not in _NEVER and _SCHEME.match(value.strip())):
             self._remember_header(lowered, value)
             return REDACTED
         if "://" in value or lowered in ("host", ":authority"):
-            value = _USER_INFO.sub(f"{REDACTED}@", value)
+            value = self.host(value)
         if "=" in value and ("?" in value or "#" in value):  # a link: location, referer
             value = self.path(value)
         return self._by_shape(value, "header")
+
+    def host(self, host: str) -> str:
+        """A host with its port, or a URL, as it may be written: without user information."""
+
+        def replace(found: re.Match[str]) -> str:
+            whole = found.group()[:-1]
+            for part in (whole, whole.partition(":")[2]):
+                self.remember(part, "header")
+                self.remember(unquote(part), "header")
+            return f"{REDACTED}@"
+
+        return _USER_INFO.sub(replace, host)
 
     def error(self, text: str) -> str:
         """An error's text as it may be written: without the line of the peer that it quotes."""
@@ -102,9 +128,20 @@ class SecretFilter:
 
     def path(self, path: str) -> str:
         """A request target as it may be written: key-like parameters and key-shaped segments replaced."""
-        head, *rest = re.split(r"([?#&;])", path)
+        head, *rest = re.split(r"([?#&;])", self.host(path) if "://" in path else path)
         pairs = zip(rest[::2], rest[1::2], strict=True)
         return self._by_shape(head, "path") + "".join(mark + self._parameter(field) for mark, field in pairs)
+
+    def _protocol(self, name: str) -> str:
+        if not name or _PROTOCOL.fullmatch(name):
+            return self._by_shape(name, "header")
+        carried = _PROTOCOL_KEY.match(name)
+        self.remember(name, "header")
+        if carried is None:
+            return REDACTED
+        self.remember(carried[2], "header")
+        self._remember_encoded(carried[2])
+        return f"{carried[1]}{REDACTED}"
 
     def _parameter(self, field: str) -> str:
         name, equals, value = field.partition("=")
@@ -112,14 +149,14 @@ class SecretFilter:
             return self._by_shape(field, "query")
         plain = unquote_plus(name)
         if is_secret_name(plain) or plain.lower() in _SECRET_PARAMETERS:
-            self._remember(value, "query")
-            self._remember(unquote_plus(value), "query")
+            self.remember(value, "query")
+            self.remember(unquote_plus(value), "query")
             return f"{name}={REDACTED}"
         return f"{name}={self._by_shape(value, 'query')}"
 
     def _by_shape(self, text: str, kind: SecretKind) -> str:
         def replace(found: re.Match[str]) -> str:
-            self._remember(found.group(), kind)
+            self.remember(found.group(), kind)
             return REDACTED
 
         return _KEY_SHAPE.sub(replace, text)
@@ -127,27 +164,36 @@ class SecretFilter:
     def _remember_header(self, name: str, value: str) -> None:
         if name == "cookie":
             for pair in value.split(";"):
-                self._remember(pair.partition("=")[2].strip(), "cookie")
+                self.remember(pair.partition("=")[2].strip(), "cookie")
             return
         if name == "set-cookie":
-            self._remember(value.partition(";")[0].partition("=")[2].strip(), "cookie")
+            self.remember(value.partition(";")[0].partition("=")[2].strip(), "cookie")
             return
         scheme, _, rest = value.strip().partition(" ")
         token = rest.strip() or scheme
-        self._remember(token, "header")
+        self.remember(token, "header")
+        for field in _FIELD.finditer(rest):
+            self.remember(field[1].partition("/")[0], "header")
         if scheme.lower() == "basic":
-            try:
-                password = base64.b64decode(token, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
-                return
-            self._remember(password, "header")
+            self._remember_encoded(token)
 
-    def _remember(self, value: str, kind: SecretKind) -> None:
+    def _remember_encoded(self, token: str) -> None:
+        """What base64 hides: a password behind its user name, or a whole token."""
+        try:
+            plain = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return
+        self.remember(plain.partition(":")[2] or plain, "header")
+
+    def remember(self, value: str, kind: SecretKind) -> None:
+        """Keep the digest of a credential, unless it is too short to be looked for in text."""
         data = value.encode("utf-8", "surrogateescape")
         if len(data) < SHORTEST_REMEMBERED or value == REDACTED or value.isdigit():
             return  # a bare number under a key-like name is a count
         digest = hmac.digest(self._key, data, "sha256")
         if digest not in self._seen:
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()  # cookies change with every answer; the journal knows each digest already
             secret = SeenSecret(length=len(data), digest=digest, kind=kind)
             self._seen[digest] = secret
             self._new.append(secret)

@@ -24,6 +24,15 @@ class _Envelope(msgspec.Struct, frozen=True):
     trajectory: Trajectory
 
 
+class _Owner(msgspec.Struct, frozen=True):
+    source: str
+    contributor: str | None = None
+
+
+class _OwnerEnvelope(msgspec.Struct, frozen=True):
+    trajectory: _Owner
+
+
 class Shelf:
     """Imported sessions of the store at `store_path`, in the folder `imported`; made when the first one is put."""
 
@@ -63,17 +72,33 @@ class Shelf:
 
     def load(self, session_id: str) -> Trajectory:
         """One session; ShelfFault when its file is damaged or gone."""
+        envelope = self._read(session_id, _Envelope)
+        if envelope.version != FORMAT_VERSION:
+            path = self._path(session_id)
+            raise ShelfFault(f"{path}: format version {envelope.version}, this program reads {FORMAT_VERSION}")
+        return envelope.trajectory
+
+    def belongs_to(self, session_id: str) -> tuple[str, str | None]:
+        """(source, contributor) of a session without building the rest; ShelfFault as `load`."""
+        owner = self._read(session_id, _OwnerEnvelope).trajectory
+        return owner.source, owner.contributor
+
+    def _read[T](self, session_id: str, kind: type[T]) -> T:
         path = self._path(session_id)
         try:
             data = zstandard.ZstdDecompressor().decompress(path.read_bytes())
-            envelope = msgspec.json.decode(data, type=_Envelope)
+            return msgspec.json.decode(data, type=kind)
         except FileNotFoundError as fault:
             raise ShelfFault(f"{path}: no such session on the shelf") from fault
         except (OSError, zstandard.ZstdError, msgspec.DecodeError) as fault:
             raise ShelfFault(f"{path} is damaged ({fault}): import its session again") from fault
-        if envelope.version != FORMAT_VERSION:
-            raise ShelfFault(f"{path}: format version {envelope.version}, this program reads {FORMAT_VERSION}")
-        return envelope.trajectory
+
+    def remove(self, session_id: str) -> bool:
+        """Take a session off the shelf; whether it was on it. OSError where its file cannot be removed."""
+        path = self._path(session_id)
+        known = path.exists()
+        path.unlink(missing_ok=True)
+        return known
 
     def __iter__(self) -> Iterator[Trajectory]:
         for session_id in self.session_ids():

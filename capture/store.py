@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
+from capture.atomic import write_atomically
 from capture.exchange import Exchange
-from capture.secret import SeenSecret
+from capture.secret import SecretKind, SeenSecret
 
 KEY_BYTES = 32
+_KEPT_SECRETS = "seen-secrets"  # digest, length and kind, a line each
 
 
 class StoreError(ValueError):
@@ -80,20 +83,31 @@ class Store:
         """Credentials that passed through any recorder of this store, as keyed digests."""
         from capture.reader import JournalReader
 
-        seen: dict[bytes, SeenSecret] = {}
+        seen = {secret.digest: secret for secret in self._kept_secrets()}
         for path in self.journals():
             with JournalReader(path) as reader:
                 seen.update((secret.digest, secret) for secret in reader.secrets())
         return tuple(seen.values())
 
-    def check(self) -> list[str]:
-        """Problems in words, none if every byte of every journal can be read and is what was written."""
-        problems: list[str] = []
-        if self.path.stat().st_mode & 0o077:
-            problems.append(f"{self.path} is open to other users: `chmod -R go= {self.path}`")
-        for _ in self.exchanges(problems):
-            pass
-        return problems
+    def keep_secrets(self, secrets: Iterable[SeenSecret]) -> None:
+        """Remember digests whose journal goes: their credentials may stand in the text of other sessions."""
+        kept = {secret.digest: secret for secret in (*self._kept_secrets(), *secrets)}
+        lines = [f"{secret.digest.hex()} {secret.length} {secret.kind}\n" for secret in kept.values()]
+        if lines:
+            write_atomically(self.path / _KEPT_SECRETS, "".join(lines).encode(), mode=0o600)
+
+    def _kept_secrets(self) -> Iterator[SeenSecret]:
+        path = self.path / _KEPT_SECRETS
+        try:
+            for line in path.read_text().splitlines():
+                digest, length, kind = line.split(" ")
+                yield SeenSecret(digest=bytes.fromhex(digest), length=int(length), kind=cast("SecretKind", kind))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as fault:
+            raise StoreError(
+                f"{path} is damaged ({fault}): without it, credentials are looked for less well"
+            ) from fault
 
 
 def _foreign(folder: Path) -> bool:

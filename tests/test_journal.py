@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import struct
 import time
@@ -10,14 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capture import parts
+from capture.examine import examine
 from capture.exchange import Exchange
-from capture.journal import FROM_AGENT, FROM_UPSTREAM, SCHEMA, JournalWriter, encode_times
+from capture.journal import FROM_AGENT, FROM_UPSTREAM, QUEUE_BYTES, JournalWriter
+from capture.layout import SCHEMA, decode_times, encode_times
 from capture.parts import PartPool, cut_points, decode_runs, encode_runs
-from capture.reader import CONVERTERS, decode_times
+from capture.reader import JournalReader
 from capture.store import Store, StoreError, default_store
 from capture.wal import lost_wal_bytes
 
@@ -25,9 +29,9 @@ HEADERS = ((b"Content-Type", b"application/json"), (b"X-Twice", b"a"), (b"X-Twic
 
 
 @contextmanager
-def journal(folder: Path, **options: int) -> Iterator[JournalWriter]:
+def journal(folder: Path, queue_bytes: int = QUEUE_BYTES) -> Iterator[JournalWriter]:
     store = Store.open(folder, create=True)
-    writer = JournalWriter(store.path, key=store.key, meta={"recorder": "test"}, **options)
+    writer = JournalWriter(store.path, key=store.key, meta={"recorder": "test"}, queue_bytes=queue_bytes)
     try:
         yield writer
     finally:
@@ -275,15 +279,26 @@ def damaged_copies(path: Path) -> list[tuple[str, bytes]]:
     ]
 
 
-@pytest.mark.parametrize("case", range(6))
-def test_a_damaged_tail_costs_what_lay_there_and_one_sentence(tmp_path: Path, case: int) -> None:
-    bodies_sent = {}
-    with journal(tmp_path / "store") as writer:
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, bytes]]:
+    """A store with sixty exchanges in ten commits, and their bodies by number."""
+    folder = tmp_path_factory.mktemp("sixty") / "store"
+    sent = {}
+    with journal(folder) as writer:
         for index in range(60):
             body = json.dumps({"messages": [os.urandom(1500).hex()], "index": index}).encode()
-            bodies_sent[record(writer, body, [os.urandom(800), b"end"])] = body
+            sent[record(writer, body, [os.urandom(800), b"end"])] = body
             if index % 6 == 0:
                 time.sleep(0.25)
+    return folder, sent
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_a_damaged_tail_costs_what_lay_there_and_one_sentence(
+    tmp_path: Path, case: int, sixty: tuple[Path, dict[int, bytes]]
+) -> None:
+    folder, bodies_sent = sixty
+    shutil.copytree(folder, tmp_path / "store")
     (path,) = Store.open(tmp_path / "store").journals()
     name, data = damaged_copies(path)[case]
     path.write_bytes(data)
@@ -297,7 +312,7 @@ def test_a_damaged_tail_costs_what_lay_there_and_one_sentence(tmp_path: Path, ca
         number = int(exchange.exchange_id.rpartition("-")[2])
         assert exchange.request_body == bodies_sent[number], name
         assert exchange.reads[-1].data == b"end"
-    assert Store.open(tmp_path / "store").check() == problems
+    assert examine(Store.open(tmp_path / "store")).journals[0].problems == problems
 
 
 @pytest.mark.parametrize(
@@ -335,30 +350,41 @@ def test_a_damaged_write_ahead_log_is_noticed(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_journal_of_another_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_of_a_newer_schema(tmp_path: Path) -> None:
     with journal(tmp_path / "store") as writer:
         record(writer, b"{}", [])
     (path,) = Store.open(tmp_path / "store").journals()
-    before = path.read_bytes()
-
-    def set_schema(schema: int) -> None:
-        path.write_bytes(before)
-        with sqlite3.connect(path) as database:
-            database.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (str(schema),))
-        database.close()
-
-    set_schema(SCHEMA + 1)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (str(SCHEMA + 1),))
+    database.close()
     found, problems = read_all(tmp_path / "store")
     assert found == []
     assert "install a newer one" in problems[0]
-    set_schema(SCHEMA - 1)
-    monkeypatch.setitem(
-        CONVERTERS, SCHEMA - 1, lambda database: database.execute("UPDATE exchanges SET host = 'converted:1'")
-    )
-    kept = path.read_bytes()
-    (exchange,), problems = read_all(tmp_path / "store")
-    assert (exchange.host, problems) == ("converted:1", [])
-    assert path.read_bytes() == kept
+
+
+def test_a_journal_of_schema_1_is_read_and_left_as_it_is(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "journals" / "schema-1.sqlite.zst"
+    path = tmp_path / "journal-20261120T000000.000Z-000001.sqlite"
+    before = zstandard.ZstdDecompressor().decompress(golden.read_bytes())
+    path.write_bytes(before)
+    with JournalReader(path) as reader:
+        *turns, failed, socket = reader.exchanges()
+        assert (reader.problems, reader.state, len(list(reader.secrets()))) == ([], "closed", 2)
+    assert path.read_bytes() == before
+    assert [turn.exchange_id for turn in turns] == [f"20261120T000000.000Z-000001-{n}" for n in (1, 2, 3)]
+    assert [len(json.loads(turn.request_body)["messages"]) for turn in turns] == [1, 3, 5]
+    assert {(turn.mode, turn.contributor, turn.request_decoded, turn.wall_offset_us) for turn in turns} == {
+        ("reverse", None, False, 0)
+    }
+    assert [turn.request_bytes for turn in turns] == [len(turn.request_body) for turn in turns]
+    assert [read.at_ns for read in turns[1].reads] == [2_060_000_000, 2_090_000_000]
+    assert turns[0].reads[1].data.startswith(b"event: message_stop")
+    assert turns[0].path == "/v1/messages?beta=true&key=<redacted>"
+    assert turns[0].request_header("authorization") == "<redacted>"
+    assert b"compressed" in zstandard.ZstdDecompressor().decompress(failed.request_body)
+    assert (failed.status, failed.outcome, failed.error) == (500, "upstream_cut", "reset")
+    assert [message.from_agent for message in socket.messages] == [True, False]
+    assert ([gap.lost_bytes for gap in socket.gaps], socket.outcome) == ([7], "open")
 
 
 def test_reading_changes_no_file(tmp_path: Path) -> None:
@@ -392,13 +418,6 @@ def test_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("AGENTDYNO_STORE")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_store() == tmp_path / "agentdyno" / "store"
-
-
-def test_an_open_store_is_named_by_check(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "store", create=True)
-    assert store.check() == []
-    store.path.chmod(0o755)
-    assert "open to other users" in store.check()[0]
 
 
 def test_a_recipe_that_ends_early_is_an_error() -> None:

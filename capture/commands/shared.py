@@ -35,10 +35,23 @@ def recording_store(path: Path | None) -> Store:
         raise EnvironmentFault(str(fault)) from fault
     if first:
         say(
-            f"new store {path}, readable by you alone: requests and responses go in as sent, with the text of prompts "
-            "and answers; authorization headers, cookies and keys in URLs never do. Delete the folder to forget it all."
+            f"new store {path}, readable by you alone. Written into it: requests and responses as sent, with the text "
+            "of prompts, files and answers, their times and sizes. Never written: authorization headers, cookies, keys "
+            "in URLs, bodies of logins. `agentdyno capture pause`, `exclude`, `delete` and `prune` keep things out of "
+            "it, or take them out; delete the folder to forget it all."
         )
+    _finish_deleting(store)
     return store
+
+
+def _finish_deleting(store: Store) -> None:
+    """What was deleted while a recorder still wrote it leaves the disk before the next one starts."""
+    from capture.erase import purge
+
+    try:
+        warn(purge(store).problems)
+    except OSError as fault:
+        say(f"cannot finish deleting in {store.path}: {fault.strerror or fault}")
 
 
 def say(sentence: str) -> None:
