@@ -1,4 +1,4 @@
-"""From an exchange to a model call: choose the dialect, undo the encodings, put both halves together.
+"""From an exchange to its model calls: choose the dialect, undo the encodings, put both halves together.
 
 Reading is pure: the journal keeps the raw bytes, so a dialect can be mended later and read again.
 """
@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from types import ModuleType
-from urllib.parse import unquote
+from dataclasses import dataclass, replace
 
-from capture.call import Message, ModelCall, Usage
-from capture.dialects import anthropic_messages, openai_chat, openai_responses
-from capture.dialects.reading import Answer, Json, Prompt, as_text, error_text, read_json
+from capture.call import ModelCall
+from capture.dialects import anthropic_messages, google_gemini, openai_chat, openai_responses, openai_responses_stream
+from capture.dialects.openai_responses_socket import read_socket
+from capture.dialects.put_together import Wire, put_together, read_tool_durations
+from capture.dialects.reading import NO_ANSWER, Answer, Json, Prompt, as_text, error_text, read_json
 from capture.encoding import BodyDecoder
 from capture.exchange import Exchange
+from capture.harness import read_harness
+from capture.json_array import JsonArrayParser
 from capture.sse import ServerEvent, SseParser
+from capture.unread import why_unread
+
+__all__ = ["read_call", "read_calls", "read_harness", "read_tool_durations", "why_unread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,51 +32,67 @@ class _Dialect:
     read_body: Callable[[Json, int], Answer]
 
 
-def _dialect(module: ModuleType) -> _Dialect:
-    return _Dialect(module.API, module.read_prompt, module.read_stream, module.read_body)
-
-
-_ANTHROPIC = _dialect(anthropic_messages)
-_CHAT = _dialect(openai_chat)
-_RESPONSES = _dialect(openai_responses)
+_ANTHROPIC = _Dialect(
+    anthropic_messages.API,
+    anthropic_messages.read_prompt,
+    anthropic_messages.read_stream,
+    anthropic_messages.read_body,
+)
+_CHAT = _Dialect(openai_chat.API, openai_chat.read_prompt, openai_chat.read_stream, openai_chat.read_body)
+_RESPONSES = _Dialect(
+    openai_responses.API,
+    openai_responses.read_prompt,
+    openai_responses_stream.read_stream,
+    openai_responses.read_body,
+)
+_GEMINI = _Dialect(google_gemini.API, google_gemini.read_prompt, google_gemini.read_stream, google_gemini.read_body)
 
 _BY_PATH = (
     (re.compile(r"/messages(/count_tokens)?$"), _ANTHROPIC),
     (re.compile(r"/chat/completions$"), _CHAT),
-    (re.compile(r"/responses(/compact|/input_tokens)?$"), _RESPONSES),
+    (re.compile(r"/(responses(/compact|/input_tokens)?|memories/trace_summarize)$"), _RESPONSES),
+    (re.compile(r":((streamG|g)enerateContent|countTokens)$"), _GEMINI),
 )
+_SOCKET = re.compile(r"/responses$")
 _TITLE = re.compile(r"title generator|generate an? [^.\n]{0,60}\btitle\b|5-10 word title", re.IGNORECASE)
-_EMPTY = Answer(message=None, stop=None, usage=Usage(), response_id=None, content_at_ns=(), error=None, complete=False)
+_FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
 def read_calls(exchange: Exchange) -> list[ModelCall]:
     """Every call to a model that an exchange holds, in order; a WebSocket may hold many, most exchanges one or none."""
+    path = exchange.path.partition("?")[0].rstrip("/")
+    if exchange.messages and _SOCKET.search(path):
+        return read_socket(exchange, _headers(exchange))
     call = read_call(exchange)
     return [] if call is None else [call]
 
 
 def read_call(exchange: Exchange) -> ModelCall | None:
-    """Read one exchange; None where it is not a call to a model. Never raises: what cannot be read becomes a note."""
+    """Read one HTTP exchange; None where it is no call to a model. Never raises: what cannot be read becomes a note."""
     path = exchange.path.partition("?")[0].rstrip("/")
     if exchange.method.upper() != "POST":
         return None
     notes: list[str] = []
-    headers = dict(reversed(exchange.request_headers))  # of a repeated header the first value
+    headers = _headers(exchange)
     request = _read_request(exchange, headers, notes)
     dialect = _choose(path, headers, request)
     if dialect is None:
         return None
     try:
         prompt = dialect.read_prompt(request, headers, path)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+    except _FAULTS as fault:
         notes.append(f"request: {type(fault).__name__}: {fault}")
         prompt = dialect.read_prompt({}, headers, path)
     try:
         answer, events = _read_answer(exchange, dialect, notes)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as fault:
+    except _FAULTS as fault:
         notes.append(f"answer: {type(fault).__name__}: {fault}")
-        answer, events = _EMPTY, 0
-    return _put_together(exchange, dialect, headers, prompt, answer, events, notes)
+        answer, events = NO_ANSWER, 0
+    return put_together(exchange, _wire(exchange, prompt, answer, events, notes), dialect.api, headers, prompt, answer)
+
+
+def _headers(exchange: Exchange) -> dict[str, str]:
+    return dict(reversed(exchange.request_headers))  # of a repeated header the first value
 
 
 def _choose(path: str, headers: Mapping[str, str], request: Json) -> _Dialect | None:
@@ -89,7 +110,7 @@ def _choose(path: str, headers: Mapping[str, str], request: Json) -> _Dialect | 
 
 
 def _read_request(exchange: Exchange, headers: Mapping[str, str], notes: list[str]) -> Json:
-    decoder = BodyDecoder(headers.get("content-encoding"))
+    decoder = BodyDecoder(None if exchange.request_decoded else headers.get("content-encoding"))
     body = decoder.feed(exchange.request_body)
     if decoder.fault is not None:
         notes.append(f"request body: {decoder.fault}")
@@ -111,37 +132,60 @@ def _read_request(exchange: Exchange, headers: Mapping[str, str], notes: list[st
 def _read_answer(exchange: Exchange, dialect: _Dialect, notes: list[str]) -> tuple[Answer, int]:
     """The answer and the number of its events (0 when it was not streamed)."""
     if exchange.status is None or not exchange.reads:
-        return _EMPTY, 0
+        return NO_ANSWER, 0
     decoder = BodyDecoder(exchange.response_header("content-encoding"))
     pieces = [(read.at_ns, decoder.feed(read.data)) for read in exchange.reads]
     if decoder.fault is not None:
         notes.append(f"response body: {decoder.fault}")
     body = b"".join(piece for _, piece in pieces)
-    content_type = (exchange.response_header("content-type") or "").lower()
-    looks_streamed = body.lstrip()[:6] in (b"event:", b"data: ") or body.lstrip().startswith((b"data:", b": "))
-    if "text/event-stream" in content_type or ("json" not in content_type and looks_streamed):
-        parser = SseParser()
-        events: list[ServerEvent] = []
-        for at_ns, piece in pieces:
-            events.extend(parser.feed(at_ns, piece))
-        events.extend(parser.close(pieces[-1][0]))
-        events = [event for event in events if not event.comment]
-        # An event that lacks its blank line counts if its JSON is whole: some servers close right after it.
-        readable = [event for event in events if event.terminated or _is_whole(event)]
-        return dialect.read_stream(readable), len(readable)
+    if _is_event_stream(exchange, body):
+        events = _server_events(pieces)
+        return dialect.read_stream(events), len(events)
+    in_array = dialect is _GEMINI and body.lstrip()[:1] == b"["
+    if in_array and exchange.status < 400:
+        events = _array_events(pieces)
+        return dialect.read_stream(events), len(events)
     try:
         value = read_json(body)
     except ValueError:
         cut = exchange.outcome != "complete" or decoder.fault is not None
         notes.append("response body: cut" if cut else "response body: no JSON")
-        return _EMPTY, 0
+        return NO_ANSWER, 0
+    if in_array and isinstance(value, list) and value:
+        value = value[0]
     if not isinstance(value, dict):
         notes.append("response body: no JSON object")
-        return _EMPTY, 0
+        return NO_ANSWER, 0
     if exchange.status >= 400:
-        return _replace_error(_EMPTY, error_text(value)), 0
-    answer = dialect.read_body(value, exchange.t_end_ns or pieces[-1][0])
-    return answer, 0
+        return replace(NO_ANSWER, error=error_text(value)), 0
+    return dialect.read_body(value, exchange.t_end_ns or pieces[-1][0]), 0
+
+
+def _is_event_stream(exchange: Exchange, body: bytes) -> bool:
+    content_type = (exchange.response_header("content-type") or "").lower()
+    looks_streamed = body.lstrip()[:6] in (b"event:", b"data: ") or body.lstrip().startswith((b"data:", b": "))
+    return "text/event-stream" in content_type or ("json" not in content_type and looks_streamed)
+
+
+def _server_events(pieces: list[tuple[int, bytes]]) -> list[ServerEvent]:
+    parser = SseParser()
+    events: list[ServerEvent] = []
+    for at_ns, piece in pieces:
+        events.extend(parser.feed(at_ns, piece))
+    events.extend(parser.close(pieces[-1][0]))
+    events = [event for event in events if not event.comment]
+    # An event that lacks its blank line counts if its JSON is whole: some servers close right after it.
+    return [event for event in events if event.terminated or _is_whole(event)]
+
+
+def _array_events(pieces: list[tuple[int, bytes]]) -> list[ServerEvent]:
+    """Elements of an array that grew, as events: Gemini streams so where the client asks for no event stream."""
+    parser = JsonArrayParser()
+    return [
+        ServerEvent(at_ns=at_ns, event="message", data=element)
+        for at_ns, piece in pieces
+        for element in parser.feed(piece)
+    ]
 
 
 def _is_whole(event: ServerEvent) -> bool:
@@ -153,84 +197,39 @@ def _is_whole(event: ServerEvent) -> bool:
         return False
 
 
-def _replace_error(answer: Answer, error: str | None) -> Answer:
-    return Answer(
-        message=answer.message,
-        stop=answer.stop,
-        usage=answer.usage,
-        response_id=answer.response_id,
-        content_at_ns=answer.content_at_ns,
-        error=error,
-        complete=answer.complete,
-    )
-
-
-def _put_together(
-    exchange: Exchange,
-    dialect: _Dialect,
-    headers: Mapping[str, str],
-    prompt: Prompt,
-    answer: Answer,
-    events: int,
-    notes: list[str],
-) -> ModelCall:
+def _wire(exchange: Exchange, prompt: Prompt, answer: Answer, events: int, notes: list[str]) -> Wire:
     first_byte = next((read.at_ns for read in exchange.reads if read.data), None)
-    last_byte = exchange.reads[-1].at_ns if exchange.reads else None
-    harness, version = read_harness(headers, prompt.system or prompt.messages[:1])
     failed = exchange.status is not None and exchange.status >= 400
-    complete = answer.complete and not failed
     end = exchange.t_end_ns
-    if complete and exchange.outcome != "complete" and last_byte is not None:
+    if answer.complete and not failed and exchange.outcome != "complete" and exchange.reads:
         # Codex hangs up once it has read the end it waits for: the answer was over with its last byte.
-        end = last_byte
-    return ModelCall(
+        end = exchange.reads[-1].at_ns
+    streamed = "text/event-stream" in (exchange.response_header("content-type") or "").lower()
+    sent = exchange.request_bytes
+    if sent is None and not exchange.request_decoded:
+        sent = len(exchange.request_body)
+    return Wire(
         exchange_id=exchange.exchange_id,
-        connection_id=exchange.connection_id,
-        wall_anchor_us=exchange.wall_anchor_us,
-        api=dialect.api,
-        harness=harness,
-        harness_version=version,
-        model=prompt.model or answer.model or "",
-        stream=prompt.stream,
+        transport="sse" if streamed else "http",
         status=exchange.status,
-        error=_error(exchange, answer, complete=complete),
-        complete=complete,
-        system=prompt.system,
-        messages=prompt.messages,
-        tools=prompt.tools,
-        answer=answer.message,
-        stop=answer.stop,
-        usage=answer.usage,
-        response_id=answer.response_id,
-        previous_response_id=prompt.previous_response_id,
-        hints=prompt.hints,
-        max_tokens=prompt.max_tokens,
-        temperature=prompt.temperature,
-        effort=prompt.effort,
         t_send_ns=exchange.t_send_ns,
         t_headers_ns=exchange.t_headers_ns,
         t_first_byte_ns=first_byte,
-        t_first_content_ns=answer.content_at_ns[0] if answer.content_at_ns else None,
-        t_last_content_ns=answer.content_at_ns[-1] if answer.content_at_ns else None,
         t_end_ns=end,
-        content_at_ns=answer.content_at_ns,
-        events=events,
-        bytes_up=len(exchange.request_body),
+        bytes_up=sent,
         bytes_down=sum(len(read.data) for read in exchange.reads),
-        kind="auxiliary" if prompt.auxiliary or _asks_for_title(prompt) else "turn",
+        events=events,
+        error=_error(exchange),
+        auxiliary=_asks_for_title(prompt),
         gaps=len(exchange.gaps),
-        notes=(*notes, *prompt.notes, *answer.notes),
-        tool_durations_ms=read_tool_durations(headers.get("x-claude-code-prev-tool-durations")),
-        compaction=headers.get("x-claude-code-compaction") or prompt.compaction,
-        context_compacted="x-claude-code-context-compacted" in headers,
+        wall_offset_us=exchange.wall_offset_us,
+        wall_offset_end_us=exchange.wall_offset_end_us,
+        notes=tuple(notes),
     )
 
 
-def _error(exchange: Exchange, answer: Answer, *, complete: bool) -> str | None:
-    if complete:
-        return None
-    if answer.error is not None:
-        return answer.error
+def _error(exchange: Exchange) -> str:
+    """What to call the failure of a call whose answer does not say."""
     if exchange.status is not None and exchange.status >= 400:
         return f"HTTP {exchange.status}"
     if exchange.error is not None:
@@ -245,48 +244,3 @@ def _asks_for_title(prompt: Prompt) -> bool:
     if prompt.tools:
         return False
     return any(_TITLE.search(message.content[:2000]) for message in prompt.system)
-
-
-def read_tool_durations(value: str | None) -> tuple[tuple[str, int], ...]:
-    """Claude Code's `Bash=742;Read=9`, percent-encoded: tool name and milliseconds, in the order of the results."""
-    durations = []
-    for part in (value or "").split(";"):
-        name, _, milliseconds = part.strip().rpartition("=")
-        if name and milliseconds.isdigit():
-            durations.append((unquote(name), int(milliseconds)))
-    return tuple(durations)
-
-
-_AGENTS = (
-    (re.compile(r"claude-(?:cli|code)(?:/([\w.+-]+))?", re.IGNORECASE), "claude-code"),
-    (re.compile(r"codex[\w -]*?(?:/([\w.+-]+))", re.IGNORECASE), "codex"),
-    (re.compile(r"opencode(?:/([\w.+-]+))?", re.IGNORECASE), "opencode"),
-    (re.compile(r"(?:^|\s)pi(?:-coding-agent)?(?:/([\w.+-]+)|\s*\(|$)", re.IGNORECASE), "pi"),
-    (re.compile(r"mini-?swe-?agent(?:/([\w.+-]+))?", re.IGNORECASE), "mini-swe-agent"),
-    (re.compile(r"qwen-?code(?:/([\w.+-]+))?", re.IGNORECASE), "qwen-code"),
-    (re.compile(r"gemini-?cli(?:/([\w.+-]+))?", re.IGNORECASE), "gemini-cli"),
-)
-_BY_PROMPT = (
-    ("You are Claude Code", "claude-code"),
-    ("Claude Agent SDK", "claude-code"),
-    ("operating inside pi", "pi"),
-    ("You are opencode", "opencode"),
-    ("Codex CLI", "codex"),
-)
-
-
-def read_harness(headers: Mapping[str, str], head: Iterable[Message]) -> tuple[str, str | None]:
-    """Which agent called, and its version: from the user agent, else the originator header, else its own prompt."""
-    agent = headers.get("user-agent", "")
-    originator = headers.get("originator", "")
-    for text in (agent, originator):
-        for pattern, name in _AGENTS:
-            if found := pattern.search(text):
-                return name, found[1]
-    if originator.lower().startswith("codex"):
-        return "codex", headers.get("version")
-    for message in head:
-        for words, name in _BY_PROMPT:
-            if words in message.content[:4000]:
-                return name, None
-    return "unknown", None

@@ -103,7 +103,7 @@ def test_a_request() -> None:
         ),
         Message(role="tool", content="a.py\n", name="bash", tool_call_id="call_1"),
     )
-    assert found.hints == (SessionHint(session="conversation-1", evidence="body"),)
+    assert found.hints == (SessionHint(session="conversation-1", evidence="body", cache_key=True),)
     assert found.tools[0].parameters == '{"type":"object"}'
 
 
@@ -212,7 +212,7 @@ def test_only_the_first_choice_is_the_answer() -> None:
 )
 def test_hints_of_headers_come_first(headers: list[tuple[str, str]], hint: SessionHint) -> None:
     found = call("/v1/chat/completions", REQUEST, STREAM, headers=headers)
-    assert found.hints == (hint, SessionHint(session="conversation-1", evidence="body"))
+    assert found.hints == (hint, SessionHint(session="conversation-1", evidence="body", cache_key=True))
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_request() -> None:
     ]
     assert found.hints == (
         SessionHint(session=THREAD, evidence="header"),
-        SessionHint(session=THREAD, evidence="body"),
+        SessionHint(session=THREAD, evidence="body", cache_key=True),
     )
 
 
@@ -241,7 +241,8 @@ def test_a_stream_cut_inside_an_item_keeps_what_came() -> None:
     assert (found.complete, found.error) == (False, "client_aborted")
     assert found.answer is not None
     assert (found.answer.content, found.answer.reasoning_content) == ("Gleich 🙂", "Hm.")
-    assert found.answer.tool_calls == (ToolUse(id="call_c", name="exec_command", arguments='{"cmd":'),)
+    assert found.answer.tool_calls == ()
+    assert found.notes == ("a call of exec_command was cut and is left out",)
     assert found.usage.input_total is None
 
 
@@ -276,7 +277,7 @@ def test_a_zstd_request_as_codex_sends_it() -> None:
     ("path", "change", "headers", "kind"),
     [
         ("/v1/responses", {"generate": False}, [], "auxiliary"),
-        ("/v1/responses/compact", {}, [], "auxiliary"),
+        ("/v1/responses/compact", {}, [], "turn"),
         ("/v1/responses", {}, [("x-codex-turn-metadata", '{"request_kind":"prewarm"}')], "auxiliary"),
         ("/v1/responses", {}, [("x-codex-turn-metadata", '{"request_kind":"turn"}')], "turn"),
         ("/v1/responses", {"client_metadata": {"x-codex-turn-metadata": '{"request_kind":"memory"}'}}, [], "auxiliary"),
@@ -317,3 +318,23 @@ def test_hints(headers: list[tuple[str, str]], hint: SessionHint) -> None:
 def test_input_may_be_a_plain_text() -> None:
     found = call("/v1/responses", {"model": "m", "input": "Hello"}, b"{}")
     assert found.messages == (Message(role="user", content="Hello"),)
+
+
+def test_a_sub_agent_of_codex_and_tools_in_a_namespace() -> None:
+    turn = {"session_id": "root", "thread_id": "child", "parent_thread_id": "root", "subagent_kind": "thread_spawn"}
+    group = {"type": "namespace", "name": "multi_agent_v1", "tools": [{"type": "function", "name": "spawn_agent"}]}
+    headers = [
+        ("session-id", "root"),
+        ("thread-id", "child"),
+        ("x-codex-parent-thread-id", "root"),
+        ("x-openai-subagent", "collab_spawn"),
+        ("x-codex-window-id", "child:2"),
+        ("x-codex-turn-metadata", json.dumps(turn | {"request_kind": "turn"})),
+    ]
+    item = {"type": "function_call", "namespace": "multi_agent_v1", "name": "spawn_agent", "call_id": "c"}
+    request = REQUEST | {"tools": [group], "input": [item | {"arguments": "{}"}]}
+    found = call("/v1/responses", request, sse(completed()), headers=headers)
+    assert found.hints[0] == SessionHint(session="root", evidence="header", agent="child", parent_agent="root")
+    assert (found.agent_type, found.request_class, found.context_generation) == ("collab_spawn", "turn", 2)
+    assert [tool.name for tool in found.tools] == ["spawn_agent"]
+    assert found.messages[-1].tool_calls == (ToolUse(id="c", name="spawn_agent", arguments="{}"),)

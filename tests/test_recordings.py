@@ -85,15 +85,20 @@ def test_a_recording_reads_as_what_was_said(folder: Path) -> None:
         known["model"],
         known["stream"],
     )
-    assert (call.status, call.error, call.complete, call.notes, call.kind) == (200, None, True, (), "turn")
+    assert (call.status, call.error, call.complete, call.kind) == (200, None, True, "turn")
+    assert call.notes == tuple(known["notes"])
     assert [tool.name for tool in call.tools] == known["tool_names"]
-    assert [message.tool_call_id for message in call.messages if message.role == "tool"] == known["tool_result_ids"]
+    if known["tool_result_ids"] is not None:  # Gemini's calls have no ids that the dialect could find again
+        assert [message.tool_call_id for message in call.messages if message.role == "tool"] == known["tool_result_ids"]
     assert call.answer is not None
     assert call.answer.role == "assistant"
     assert call.answer.content == known["text"]
     assert call.answer.reasoning_content == known["reasoning"]
-    calls = [[use.id, use.name, use.arguments] for use in call.answer.tool_calls]
-    if call.api == "anthropic.messages":
+    calls = [
+        [use.id if known_id is not None else None, use.name, use.arguments]
+        for use, (known_id, _, _) in zip(call.answer.tool_calls, known["calls"], strict=True)
+    ]
+    if call.api in ("anthropic.messages", "google.gemini"):
         # Clients echo these arguments as an object, so the dialect writes both in one way to keep them comparable.
         for listed in (calls, known["calls"]):
             listed[:] = [[call_id, name, json.loads(arguments)] for call_id, name, arguments in listed]

@@ -15,6 +15,8 @@ from typing import Any
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
 from capture.dialects.reading import (
     Answer,
+    ContentClock,
+    ContentKind,
     Json,
     Prompt,
     as_count,
@@ -27,6 +29,7 @@ from capture.dialects.reading import (
     join_texts,
     read_json,
     size_of,
+    whole_content,
     with_emission_times,
 )
 from capture.sse import ServerEvent
@@ -37,7 +40,10 @@ _OLD_USER_ID = re.compile(r"_session_([0-9A-Za-z-]{8,})$")
 # Claude Code's first system block is a line for billing that the service takes out by position and that changes from
 # call to call; kept, it would make every prompt differ from its first byte on.
 _ATTRIBUTION = "x-anthropic-billing-header:"
-_TOOL_BLOCKS = ("tool_use", "server_tool_use", "mcp_tool_use")
+# Calls that the service runs by itself: the agent never answers them, so they are no tool calls of the conversation.
+_SERVICE_CALLS = ("server_tool_use", "mcp_tool_use")
+_CALLS = ("tool_use", *_SERVICE_CALLS)
+_OPAQUE_THOUGHT = "redacted_thinking"
 
 
 def read_prompt(request: Json, headers: Mapping[str, str], path: str) -> Prompt:
@@ -60,6 +66,9 @@ def read_prompt(request: Json, headers: Mapping[str, str], path: str) -> Prompt:
         max_tokens=as_count(request.get("max_tokens")),
         temperature=as_number(request.get("temperature")),
         effort=effort or as_text(thinking.get("type")) or None,
+        request_class=headers.get("x-claude-code-request-class"),
+        agent_type=headers.get("x-claude-code-agent-type"),
+        notes=_edits(as_object(request.get("context_management")).get("edits"), "asks for"),
         auxiliary=path.endswith("/count_tokens")
         or headers.get("x-claude-code-request-class") == "auxiliary"
         # The quota probe: one token of answer to the word "quota".
@@ -181,7 +190,7 @@ def read_assistant(blocks: list[Json]) -> Message:
         elif kind == "thinking":
             thoughts.append(as_text(block.get("thinking")))
             omitted += size_of(block.get("signature") or "")
-        elif kind in _TOOL_BLOCKS:
+        elif kind == "tool_use":
             calls.append(
                 ToolUse(
                     id=as_text(block.get("id")),
@@ -190,7 +199,7 @@ def read_assistant(blocks: list[Json]) -> Message:
                     arguments=block["raw_input"] if "raw_input" in block else compact_json(block.get("input", {})),
                 )
             )
-        else:  # redacted thinking, results of tools that the service ran
+        else:  # redacted thinking; calls of tools that the service runs, and their results
             omitted += size_of(block)
     return Message(
         role="assistant",
@@ -229,10 +238,11 @@ def read_body(body: Json, at_ns: int) -> Answer:
         stop=as_text(body.get("stop_reason")) or None,
         usage=read_usage(as_object(body.get("usage"))),
         response_id=as_text(body.get("id")) or None,
-        content_at_ns=(at_ns,) if message is not None else (),
+        content=whole_content(message, at_ns),
         error=error,
         complete=error is None and ("content" in body or "input_tokens" in body),
         model=as_text(body.get("model")) or None,
+        notes=(*_applied(body), *_service_calls(blocks)),
     )
 
 
@@ -240,7 +250,7 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
     """Read a streamed answer, also one that was cut anywhere."""
     blocks: dict[int, dict[str, Any]] = {}
     closed_at: dict[int, int] = {}
-    content_at: list[int] = []
+    content = ContentClock()
     usage: dict[str, Any] = {}
     notes: list[str] = []
     stop = response_id = error = model = None
@@ -259,13 +269,15 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
             response_id = as_text(start.get("id")) or None
             model = as_text(start.get("model")) or None
             usage.update(as_object(start.get("usage")))
+            notes += _applied(start)
         elif kind == "content_block_start":
             blocks[index] = dict(as_object(data.get("content_block")))
-            if blocks[index].get("type") in _TOOL_BLOCKS:
-                content_at.append(event.at_ns)
+            if blocks[index].get("type") in _CALLS:
+                content.see(event.at_ns, "tool_call")
+            elif blocks[index].get("type") == _OPAQUE_THOUGHT:  # comes whole
+                content.see(event.at_ns, "thinking")
         elif kind == "content_block_delta":
-            if _add_delta(blocks.setdefault(index, {}), as_object(data.get("delta"))):
-                content_at.append(event.at_ns)
+            content.see(event.at_ns, *_add_delta(blocks.setdefault(index, {}), as_object(data.get("delta"))))
         elif kind == "content_block_stop":
             closed_at[index] = event.at_ns
         elif kind == "message_delta":
@@ -273,12 +285,14 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
             # Cumulative, and null where a gateway does not know: overwrite, but never with nothing.
             final = {key: value for key, value in as_object(data.get("usage")).items() if value is not None}
             usage.update(final)
+            notes += _applied(data)
             counted = counted or "output_tokens" in final
         elif kind == "message_stop":
             complete = True
         elif kind == "error":
             error = error_text(data) or "error"
-    message = _close(blocks, closed_at, notes) if started or blocks else None
+    message = _close(blocks, closed_at, notes, complete=complete) if started or blocks else None
+    notes += _service_calls(blocks[index] for index in sorted(blocks))
     merged = read_usage(usage)
     if not complete and not counted:
         merged = replace(merged, output_total=None)  # `message_start` holds a placeholder, no count of what came
@@ -287,7 +301,7 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
         stop=stop,
         usage=merged,
         response_id=response_id,
-        content_at_ns=tuple(content_at),
+        content=content.times(),
         error=error,
         complete=complete,
         model=model,
@@ -295,39 +309,67 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
     )
 
 
-def _add_delta(block: dict[str, Any], delta: Json) -> bool:
-    """Add one fragment; True when it was content: text, thinking or a piece of a tool call."""
+def _edits(edits: Any, verb: str) -> tuple[str, ...]:
+    """One note for each edit of the context on the service's side: the model then sees less than the body holds."""
+    notes = []
+    for edit in map(as_object, as_list(edits)):
+        numbers = [f"{name} {value}" for name, value in edit.items() if as_count(value) is not None]
+        notes.append(f"context_management {verb} {as_text(edit.get('type')) or 'an edit'}" + ", ".join(["", *numbers]))
+    return tuple(notes)
+
+
+def _applied(whole: Json) -> tuple[str, ...]:
+    return _edits(as_object(whole.get("context_management")).get("applied_edits"), "applied")
+
+
+def _service_calls(blocks: Iterable[Json]) -> tuple[str, ...]:
+    """One note for each call that the service ran by itself."""
+    return tuple(
+        f"the service itself ran {as_text(block.get('name')) or 'a tool'}"
+        for block in blocks
+        if block.get("type") in _SERVICE_CALLS
+    )
+
+
+def _add_delta(block: dict[str, Any], delta: Json) -> tuple[ContentKind, ...]:
+    """Add one fragment; which kind of content it was, or nothing for none."""
     match delta.get("type"):
         case "text_delta":
             block.setdefault("type", "text")
             block["text"] = as_text(block.get("text")) + as_text(delta.get("text"))
+            return ("text",)
         case "thinking_delta":
             block.setdefault("type", "thinking")
             block["thinking"] = as_text(block.get("thinking")) + as_text(delta.get("thinking"))
+            return ("thinking",)
         case "input_json_delta":
             block["partial"] = as_text(block.get("partial")) + as_text(delta.get("partial_json"))
-            return bool(delta.get("partial_json"))
+            return ("tool_call",) if delta.get("partial_json") else ()
         case "signature_delta":
             block["signature"] = as_text(block.get("signature")) + as_text(delta.get("signature"))
-            return False
-        case _:
-            return False
-    return True
+    return ()
 
 
-def _close(blocks: dict[int, dict[str, Any]], closed_at: Mapping[int, int], notes: list[str]) -> Message | None:
+def _close(
+    blocks: dict[int, dict[str, Any]], closed_at: Mapping[int, int], notes: list[str], *, complete: bool
+) -> Message | None:
+    """The message of a stream's blocks. A call that was cut is left out: no agent runs it or sends it back."""
     times: dict[int, int] = {}
     ordered: list[Json] = []
     calls = 0
     for index in sorted(blocks):
         block = blocks[index]
-        if block.get("type") in _TOOL_BLOCKS:
-            if "partial" in block and block["partial"].strip():
-                try:
-                    block["input"] = read_json(block["partial"])
-                except ValueError:  # cut, or a model that wrote broken JSON: keep its own words
-                    block["raw_input"] = block["partial"]
-                    notes.append(f"arguments of tool call {as_text(block.get('id'))} are no JSON")
+        partial = block.pop("partial", "")
+        if block.get("type") in _CALLS and not complete and index not in closed_at:
+            notes.append(f"a call of {as_text(block.get('name')) or 'a tool'} was cut and is left out")
+            continue
+        if block.get("type") in _CALLS:
+            try:
+                block["input"] = read_json(partial) if partial.strip() else block.get("input", {})
+            except ValueError:  # cut, or a model that wrote broken JSON: keep its own words
+                block["raw_input"] = partial
+                notes.append(f"arguments of tool call {as_text(block.get('id'))} are no JSON")
+        if block.get("type") == "tool_use":
             if index in closed_at:
                 times[calls] = closed_at[index]
             calls += 1

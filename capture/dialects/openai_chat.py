@@ -9,6 +9,8 @@ from typing import Any
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
 from capture.dialects.reading import (
     Answer,
+    ContentClock,
+    ContentKind,
     Json,
     Prompt,
     as_count,
@@ -21,6 +23,7 @@ from capture.dialects.reading import (
     join_texts,
     read_json,
     size_of,
+    whole_content,
     with_emission_times,
 )
 from capture.sse import ServerEvent
@@ -60,8 +63,10 @@ def read_hints(request: Json, headers: Mapping[str, str]) -> tuple[SessionHint, 
     elif own:
         hints.append(SessionHint(session=own, evidence="header"))
     metadata = as_object(request.get("metadata"))
-    named = (request.get("prompt_cache_key"), metadata.get("session_id"), request.get("session_id"))
+    named = (metadata.get("session_id"), request.get("session_id"))
     hints.extend(SessionHint(session=session, evidence="body") for value in named if (session := as_text(value)))
+    if key := as_text(request.get("prompt_cache_key")):
+        hints.append(SessionHint(session=key, evidence="body", cache_key=True))
     return tuple(hints)
 
 
@@ -101,6 +106,20 @@ def read_content(content: Any) -> tuple[str, int]:
     return join_texts(texts), omitted
 
 
+def read_thought(entry: Json) -> tuple[str, int]:
+    """Reasoning of a message or a delta, and the bytes of what is signed or encrypted in it.
+
+    Vendors name the same thought twice or thrice (`reasoning_content`, `reasoning`, the texts of `reasoning_details`):
+    the first that is there counts.
+    """
+    texts: list[str] = []
+    omitted = 0
+    for part in map(as_object, as_list(entry.get("reasoning_details"))):
+        texts.append(as_text(part.get("text")) or as_text(part.get("summary")))
+        omitted += sum(size_of(part[name]) for name in ("data", "signature") if part.get(name))
+    return as_text(entry.get("reasoning_content")) or as_text(entry.get("reasoning")) or "".join(texts), omitted
+
+
 def _read_calls(entry: Json) -> tuple[ToolUse, ...]:
     calls = []
     for call in map(as_object, as_list(entry.get("tool_calls"))):
@@ -123,16 +142,15 @@ def read_message(entry: Json) -> Message:
     content, omitted = read_content(entry.get("content"))
     role = as_text(entry.get("role"))
     if role == "assistant":
-        reasoning = as_text(entry.get("reasoning_content")) or as_text(entry.get("reasoning"))
+        thought, hidden = read_thought(entry)
         refusal = as_text(entry.get("refusal"))
-        details = entry.get("reasoning_details")  # signed or encrypted thoughts of gateways: opaque
         return Message(
             role="assistant",
             content=content or refusal,
-            reasoning_content=reasoning or None,
+            reasoning_content=thought or None,
             name=as_text(entry.get("name")) or None,
             tool_calls=_read_calls(entry),
-            omitted_bytes=omitted + (size_of(details) if details else 0),
+            omitted_bytes=omitted + hidden,
         )
     if role in ("tool", "function"):
         return Message(
@@ -178,7 +196,7 @@ def read_body(body: Json, at_ns: int) -> Answer:
         stop=as_text(choice.get("finish_reason")) or None,
         usage=read_usage(as_object(body.get("usage"))),
         response_id=as_text(body.get("id")) or None,
-        content_at_ns=(at_ns,) if message is not None else (),
+        content=whole_content(message, at_ns),
         error=error,
         complete=error is None and message is not None,
         model=as_text(body.get("model")) or None,
@@ -200,7 +218,7 @@ class _Stream:
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: dict[int, _Call] = field(default_factory=dict)
-    content_at: list[int] = field(default_factory=list)
+    content: ContentClock = field(default_factory=ContentClock)
     role_seen: bool = False
     ended: bool = False
     stop: str | None = None
@@ -209,26 +227,22 @@ class _Stream:
     def take(self, delta: Json, at_ns: int) -> None:
         """Add one delta; an empty string is no content."""
         self.role_seen = self.role_seen or bool(delta)
-        found = False
-        for name, into in (
-            ("content", self.texts),
-            ("refusal", self.texts),
-            ("reasoning_content", self.thoughts),
-            ("reasoning", self.thoughts),
-        ):
-            # Some stacks send the same thought under both vendor names: take one of them.
-            if name == "reasoning" and delta.get("reasoning_content"):
-                continue
-            if piece := as_text(delta.get(name)):
-                into.append(piece)
-                found = True
-        if details := delta.get("reasoning_details"):
-            self.omitted += size_of(details)
+        found: list[ContentKind] = []
+        if words := as_text(delta.get("content")) + as_text(delta.get("refusal")):
+            self.texts.append(words)
+            found.append("text")
+        thought, omitted = read_thought(delta)
+        self.omitted += omitted
+        if thought:
+            self.thoughts.append(thought)
+            found.append("thinking")
         for part in map(as_object, as_list(delta.get("tool_calls"))):
             self._take_call(part, at_ns)
-            found = True
-        if found:
-            self.content_at.append(at_ns)
+            found.append("tool_call")
+        if legacy := as_object(delta.get("function_call")):
+            self._take_call({"index": 0, "function": legacy}, at_ns)
+            found.append("tool_call")
+        self.content.see(at_ns, *found)
 
     def _take_call(self, part: Json, at_ns: int) -> None:
         index = as_count(part.get("index"))
@@ -245,7 +259,7 @@ class _Stream:
     def message(self) -> Message | None:
         if not (self.role_seen or self.texts or self.calls):
             return None
-        ordered = [self.calls[index] for index in sorted(self.calls)]
+        ordered = [self.calls[index] for index in sorted(self.calls) if not self._is_cut(self.calls[index])]
         return Message(
             role="assistant",
             content="".join(self.texts),
@@ -257,6 +271,21 @@ class _Stream:
             ),
             omitted_bytes=self.omitted,
         )
+
+    def _is_cut(self, call: _Call) -> bool:
+        """Whether a broken stream left a call unfinished: no agent runs such a one or sends it back."""
+        if self.ended or self.stop is not None:
+            return False
+        try:
+            read_json("".join(call.arguments))
+        except ValueError:
+            return True
+        return False
+
+    def notes(self) -> tuple[str, ...]:
+        """One note for each call that was left out."""
+        cut = [call.name or "a tool" for call in self.calls.values() if self._is_cut(call)]
+        return tuple(f"a call of {name} was cut and is left out" for name in cut)
 
 
 def read_stream(events: Iterable[ServerEvent]) -> Answer:
@@ -290,10 +319,10 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
         stop=stream.stop,
         usage=read_usage(usage),
         response_id=response_id,
-        content_at_ns=tuple(stream.content_at),
+        content=stream.content.times(),
         error=error,
         # Not every server ends with [DONE]; a finish reason is the answer's own end as well.
         complete=error is None and (stream.ended or stream.stop is not None),
         model=model,
-        notes=tuple(notes),
+        notes=(*notes, *stream.notes()),
     )

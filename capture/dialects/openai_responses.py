@@ -1,14 +1,13 @@
-"""OpenAI Responses over server-sent events, as Codex, pi and the SDKs speak it.
+"""OpenAI Responses as Codex, pi and the SDKs speak it: requests, items, usage and whole answers.
 
 One turn of the model is a run of items (reasoning, messages, calls); the chat shape has one assistant message for it.
-A run is read alike in a live answer and in its echo, so that the two compare equal. Codex's own backend ends with a
-`response.completed` whose `output` is empty: the items then come from `response.output_item.done` alone.
+A run is read alike in a live answer and in its echo, so that the two compare equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Literal
 
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
 from capture.dialects.openai_chat import read_content
@@ -26,37 +25,26 @@ from capture.dialects.reading import (
     join_texts,
     read_json,
     size_of,
+    whole_content,
     with_emission_times,
 )
-from capture.sse import ServerEvent
 
 API = "openai.responses"
 
-_CALLS = {
+CALLS = {
     "function_call": "arguments",
     "custom_tool_call": "input",
     "local_shell_call": "action",
     "shell_call": "action",
     "apply_patch_call": "operation",
-    "mcp_call": "arguments",
-    "web_search_call": "action",
     "tool_search_call": "arguments",
     "computer_call": "action",
 }
-_CONTENT_EVENTS = frozenset(
-    f"response.{name}.delta"
-    for name in (
-        "output_text",
-        "refusal",
-        "reasoning_text",
-        "reasoning_summary_text",
-        "function_call_arguments",
-        "custom_tool_call_input",
-        "mcp_call_arguments",
-        "shell_call_command",
-        "apply_patch_call_operation_diff",
-    )
-)
+"""Calls that the agent answers, each with the field that holds what it asks for."""
+
+# Calls that the service runs by itself: no later item answers them.
+_SERVICE_CALLS = ("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call")
+_COMPACTION_WANTED = ("compaction_trigger", "context_compaction")  # last item of a prompt that asks for a compaction
 
 
 def read_prompt(request: Json, headers: Mapping[str, str], path: str) -> Prompt:
@@ -66,7 +54,10 @@ def read_prompt(request: Json, headers: Mapping[str, str], path: str) -> Prompt:
     given = request.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else list(map(as_object, as_list(given)))
     turn = _turn_metadata(request, headers)
-    compacts = path.endswith("/compact") or turn.get("request_kind") == "compaction"
+    kind = as_text(turn.get("request_kind")) or None
+    last = as_text(as_object(items[-1]).get("type")) if items else ""
+    compacts = path.endswith("/compact") or kind == "compaction" or last in _COMPACTION_WANTED
+    prewarms = request.get("generate") is False or kind == "prewarm"
     return Prompt(
         model=as_text(request.get("model")),
         stream=request.get("stream") is True,
@@ -78,53 +69,83 @@ def read_prompt(request: Json, headers: Mapping[str, str], path: str) -> Prompt:
         temperature=as_number(request.get("temperature")),
         effort=as_text(as_object(request.get("reasoning")).get("effort")) or None,
         previous_response_id=as_text(request.get("previous_response_id")) or None,
-        auxiliary=request.get("generate") is False
-        or path.endswith(("/compact", "/input_tokens"))
-        or as_text(turn.get("request_kind")) in ("prewarm", "memory"),
+        auxiliary=prewarms or kind == "memory" or path.endswith(("/input_tokens", "/trace_summarize")),
         compaction=(as_text(as_object(turn.get("compaction")).get("trigger")) or "unknown") if compacts else None,
+        request_class="prewarm" if prewarms else kind,
+        agent_type=_client_metadata(request).get("x-openai-subagent")
+        or headers.get("x-openai-subagent")
+        or as_text(turn.get("subagent_kind"))
+        or None,
+        context_generation=_generation(turn, request, headers),
     )
 
 
+def _client_metadata(request: Json) -> dict[str, str]:
+    """Texts of `client_metadata`, where Codex puts into the body what it also says in headers.
+
+    Over a WebSocket the headers are those of the handshake and may be stale: the body is the call's own.
+    """
+    given = as_object(request.get("client_metadata"))
+    return {name: value for name, value in given.items() if isinstance(value, str) and value}
+
+
 def _turn_metadata(request: Json, headers: Mapping[str, str]) -> Json:
-    """Codex's own description of the turn, from its header or from `client_metadata`."""
+    """Codex's own description of the turn."""
     name = "x-codex-turn-metadata"
-    text = headers.get(name) or as_text(as_object(request.get("client_metadata")).get(name))
+    text = _client_metadata(request).get(name) or headers.get(name)
     try:
         return as_object(read_json(text)) if text else {}
     except ValueError:
         return {}
 
 
+def _generation(turn: Json, request: Json, headers: Mapping[str, str]) -> int | None:
+    """How often Codex compacted the context: its window's number, also the end of `x-codex-window-id`."""
+    name = "x-codex-window-id"
+    if (number := as_count(turn.get("window_number"))) is not None:
+        return number
+    window = as_text(turn.get("window_id")) or _client_metadata(request).get(name) or headers.get(name, "")
+    end = window.rpartition(":")[2]
+    return int(end) if ":" in window and end.isascii() and end.isdigit() and len(end) < 10 else None
+
+
 def read_hints(request: Json, headers: Mapping[str, str]) -> tuple[SessionHint, ...]:
     """Session ids of Codex (session, thread, parent thread) and of pi (`session_id`), then `prompt_cache_key`."""
-    hints: list[SessionHint] = []
-    session = headers.get("session-id") or headers.get("session_id") or headers.get("x-session-id")
-    thread = headers.get("thread-id") or headers.get("thread_id") or headers.get("conversation_id")
-    parent = (
-        headers.get("x-codex-parent-thread-id")
-        or headers.get("x-parent-session-id")
-        or as_text(_turn_metadata(request, headers).get("parent_thread_id"))
-        or None
+    own, turn = _client_metadata(request), _turn_metadata(request, headers)
+
+    def named(keys: tuple[str, ...], names: tuple[str, ...]) -> str | None:
+        texts = [own.get(key) or as_text(turn.get(key)) for key in keys] + [headers.get(name) for name in names]
+        return next((text for text in texts if text), None)
+
+    session = named(("session_id",), ("session-id", "session_id", "x-session-id"))
+    thread = named(("thread_id",), ("thread-id", "thread_id", "conversation_id"))
+    parent = named(
+        ("x-codex-parent-thread-id", "parent_thread_id"), ("x-codex-parent-thread-id", "x-parent-session-id")
     )
+    hints: list[SessionHint] = []
     if root := session or thread:
+        in_header = root in headers.values() or (parent is not None and parent in headers.values())
+        evidence: Literal["header", "body"] = "header" if in_header else "body"
         if parent and root == (thread or root):
             # The session's own id is the sub-agent's: the parent's thread names the session.
-            hints.append(SessionHint(session=parent, evidence="header", agent=root))
+            hints.append(SessionHint(session=parent, evidence=evidence, agent=root))
         elif thread and thread != root:
-            hints.append(SessionHint(session=root, evidence="header", agent=thread, parent_agent=parent))
+            hints.append(SessionHint(session=root, evidence=evidence, agent=thread, parent_agent=parent))
         else:
-            hints.append(SessionHint(session=root, evidence="header"))
+            hints.append(SessionHint(session=root, evidence=evidence))
     conversation = request.get("conversation")
-    named = (
-        request.get("prompt_cache_key"),
-        conversation if isinstance(conversation, str) else as_object(conversation).get("id"),
-    )
-    hints.extend(SessionHint(session=text, evidence="body") for value in named if (text := as_text(value)))
+    if named_here := as_text(conversation) or as_text(as_object(conversation).get("id")):
+        hints.append(SessionHint(session=named_here, evidence="body"))
+    if key := as_text(request.get("prompt_cache_key")):
+        hints.append(SessionHint(session=key, evidence="body", cache_key=True))
     return tuple(hints)
 
 
 def _read_tools(request: Json) -> Iterable[Tool]:
     for entry in map(as_object, as_list(request.get("tools"))):
+        if entry.get("type") == "namespace":  # a group of tools under one name
+            yield from _read_tools(entry)
+            continue
         rest = {key: value for key, value in entry.items() if key not in ("name", "description", "type", "strict")}
         yield Tool(
             name=as_text(entry.get("name")) or as_text(entry.get("type")),
@@ -146,8 +167,8 @@ class _Turn:
     def take(self, item: Json) -> None:
         self.any = True
         kind = as_text(item.get("type"))
-        if kind in _CALLS:
-            body = item.get(_CALLS[kind], "")
+        if kind in CALLS:
+            body = item.get(CALLS[kind], "")
             self.calls.append(
                 ToolUse(
                     id=as_text(item.get("call_id")) or as_text(item.get("id")),
@@ -185,7 +206,7 @@ def read_items(items: Iterable[Json]) -> Iterable[Message]:
         kind, role = as_text(item.get("type")), as_text(item.get("role"))
         if kind in ("message", "") and role != "assistant":
             given = _given(item, role)
-        elif kind.endswith("_output") or ("output" in item and kind not in _CALLS):
+        elif kind.endswith("_output") or ("output" in item and kind not in CALLS):
             given = _result(item)
         else:
             turn.take(item)
@@ -237,7 +258,7 @@ def read_usage(usage: Json) -> Usage:
     )
 
 
-def _ending(response: Json) -> tuple[str | None, str | None]:
+def read_ending(response: Json) -> tuple[str | None, str | None]:
     """(stop, error) of a finished response object."""
     status = as_text(response.get("status")) or None
     reason = as_text(as_object(response.get("incomplete_details")).get("reason"))
@@ -247,7 +268,8 @@ def _ending(response: Json) -> tuple[str | None, str | None]:
     return reason or status, error
 
 
-def _assistant(items: Iterable[Json], emitted_at: Mapping[str, int], otherwise_ns: int | None) -> Message | None:
+def read_answer_items(items: Iterable[Json], emitted_at: Mapping[str, int], otherwise_ns: int | None) -> Message | None:
+    """One assistant message of the items of an answer; None for no item."""
     turn = _Turn()
     for item in items:
         turn.take(item)
@@ -262,108 +284,30 @@ def _assistant(items: Iterable[Json], emitted_at: Mapping[str, int], otherwise_n
     return with_emission_times(message, times)
 
 
+def service_calls(items: Iterable[Json]) -> tuple[str, ...]:
+    """One note for each call that the service ran by itself."""
+    kinds = (as_text(item.get("type")) for item in items)
+    return tuple(f"the service itself ran {kind.removesuffix('_call')}" for kind in kinds if kind in _SERVICE_CALLS)
+
+
 def read_body(body: Json, at_ns: int) -> Answer:
-    """Read a non-streaming answer; every tool call was emitted when the last byte came, `at_ns`."""
-    stop, error = _ending(body)
-    output = [as_object(item) for item in as_list(body.get("output"))]
-    message = _assistant(output, {}, at_ns)
+    """Read a non-streaming answer; every tool call was emitted when the last byte came, `at_ns`.
+
+    `/responses/compact` gives the kept messages of the user beside the opaque summary: only the latter is the model's.
+    """
+    stop, error = read_ending(body)
+    output = [item for item in map(as_object, as_list(body.get("output"))) if item.get("role") in (None, "assistant")]
+    message = read_answer_items(output, {}, at_ns)
+    if body.get("object") == "response.compaction" and message is not None:
+        stop = stop or "completed"
     return Answer(
         message=message,
         stop=stop,
         usage=read_usage(as_object(body.get("usage"))),
         response_id=as_text(body.get("id")) or None,
-        content_at_ns=(at_ns,) if message is not None else (),
+        content=whole_content(message, at_ns),
         error=error,
         complete=error is None and ("output" in body or "input_tokens" in body),
         model=as_text(body.get("model")) or None,
+        notes=service_calls(output),
     )
-
-
-def read_stream(events: Iterable[ServerEvent]) -> Answer:
-    """Read a streamed answer, also one that was cut anywhere, or that the client left after its own end."""
-    items: dict[int, Json] = {}
-    partial: dict[int, dict[str, Any]] = {}
-    emitted_at: dict[str, int] = {}
-    content_at: list[int] = []
-    notes: list[str] = []
-    last: Json = {}
-    error = None
-    complete = failed = False
-    for event in events:
-        if event.data.strip() == "[DONE]":
-            continue
-        try:
-            data = as_object(read_json(event.data))
-        except ValueError:
-            notes.append(f"event {event.event!r} holds no JSON")
-            continue
-        kind = as_text(data.get("type")) or event.event
-        index = as_count(data.get("output_index"))
-        if kind in _CONTENT_EVENTS:
-            content_at.append(event.at_ns)
-            _add_fragment(partial.setdefault(index or 0, {}), kind, as_text(data.get("delta")))
-        elif kind == "response.output_item.added":
-            item = as_object(data.get("item"))
-            partial.setdefault(index if index is not None else len(partial), {}).update(item)
-            if as_text(item.get("type")) in _CALLS:
-                content_at.append(event.at_ns)
-        elif kind == "response.output_item.done":
-            item = as_object(data.get("item"))
-            items[index if index is not None else len(items)] = item
-            if as_text(item.get("type")) in _CALLS:
-                emitted_at[as_text(item.get("call_id")) or as_text(item.get("id"))] = event.at_ns
-        elif kind in ("response.completed", "response.incomplete", "response.failed", "response.done"):
-            last = as_object(data.get("response"))
-            failed = kind == "response.failed"
-            complete = not failed
-            if failed:
-                error = _ending(last)[1] or "response failed"
-        elif kind in ("response.created", "response.in_progress", "response.queued"):
-            last = as_object(data.get("response")) or last
-        elif kind == "error":
-            error = error_text(data) or "error"
-    output = [as_object(item) for item in as_list(last.get("output"))] if complete and not items else []
-    message = _assistant(output or _in_order(items, partial), emitted_at, None)
-    stop = _ending(last)[0] if complete or failed else None
-    return Answer(
-        message=message,
-        stop=stop,
-        usage=read_usage(as_object(last.get("usage"))),
-        response_id=as_text(last.get("id")) or None,
-        content_at_ns=tuple(content_at),
-        error=error,
-        complete=complete and error is None,
-        model=as_text(last.get("model")) or None,
-        notes=tuple(notes),
-    )
-
-
-def _add_fragment(item: dict[str, Any], kind: str, piece: str) -> None:
-    """Keep what came of an item that may never be done."""
-    name = kind.removeprefix("response.").removesuffix(".delta")
-    if name in ("output_text", "refusal"):
-        field = "partial_text"
-    elif name.startswith("reasoning"):
-        field = "partial_thought"
-    else:
-        field = "partial_arguments"
-    item[field] = as_text(item.get(field)) + piece
-
-
-def _in_order(items: Mapping[int, Json], partial: Mapping[int, Json]) -> list[Json]:
-    """Finished items, and what came of the unfinished ones, in the order of the output."""
-    ordered: list[Json] = []
-    for index in sorted({*items, *partial}):
-        if index in items:
-            ordered.append(items[index])
-            continue
-        item = dict(partial[index])
-        if text := item.pop("partial_text", ""):
-            item = {"type": "message", "content": text}
-        elif thought := item.pop("partial_thought", ""):
-            item = {"type": "reasoning", "summary": [{"text": thought}]}
-        elif (arguments := item.pop("partial_arguments", "")) and item.get("type") in _CALLS:
-            item[_CALLS[item["type"]]] = arguments
-        if item.get("type"):
-            ordered.append(item)
-    return ordered

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
 
@@ -32,6 +34,58 @@ class Prompt:
     auxiliary: bool = False
     compaction: str | None = None  # the agent says that this call summarises the context
     notes: tuple[str, ...] = ()
+    request_class: str | None = None  # the agent's own word for what the call is
+    agent_type: str | None = None  # the agent's own word for its sub-agent
+    context_generation: int | None = None  # how often the context was compacted, where the agent counts it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentTimes:
+    """When content came (monotonic ns): every content event, and the first of each kind."""
+
+    at_ns: tuple[int, ...] = ()
+    first_text_ns: int | None = None
+    first_thinking_ns: int | None = None
+    first_tool_call_ns: int | None = None
+
+
+type ContentKind = Literal["text", "thinking", "tool_call"]
+
+
+class ContentClock:
+    """Collects content times while a stream is read."""
+
+    def __init__(self) -> None:
+        self._at: list[int] = []
+        self._first: dict[ContentKind, int] = {}
+
+    def see(self, at_ns: int, *kinds: ContentKind) -> None:
+        """One content event, and what it held; nothing for no kind."""
+        if kinds:
+            self._at.append(at_ns)
+        for kind in kinds:
+            self._first.setdefault(kind, at_ns)
+
+    def times(self) -> ContentTimes:
+        """What was collected."""
+        return ContentTimes(
+            at_ns=tuple(self._at),
+            first_text_ns=self._first.get("text"),
+            first_thinking_ns=self._first.get("thinking"),
+            first_tool_call_ns=self._first.get("tool_call"),
+        )
+
+
+def whole_content(message: Message | None, at_ns: int) -> ContentTimes:
+    """Content times of an answer that came in one piece at `at_ns`."""
+    if message is None:
+        return ContentTimes()
+    return ContentTimes(
+        at_ns=(at_ns,),
+        first_text_ns=at_ns if message.content else None,
+        first_thinking_ns=at_ns if message.reasoning_content else None,
+        first_tool_call_ns=at_ns if message.tool_calls else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +96,16 @@ class Answer:
     stop: str | None
     usage: Usage
     response_id: str | None
-    content_at_ns: tuple[int, ...]  # one per content event
+    content: ContentTimes
     error: str | None  # an error that the answer itself carries
     complete: bool  # the answer's own end was seen
     model: str | None = None
     notes: tuple[str, ...] = ()
+
+
+NO_ANSWER = Answer(
+    message=None, stop=None, usage=Usage(), response_id=None, content=ContentTimes(), error=None, complete=False
+)
 
 
 def read_json(text: str | bytes) -> Any:
@@ -129,17 +188,38 @@ def error_text(value: Any) -> str | None:
 
 def with_emission_times(message: Message, times: Mapping[int, int]) -> Message:
     """The message with `t_emitted_ns` set on its tool calls, by their position."""
-    calls = tuple(
-        ToolUse(id=call.id, name=call.name, arguments=call.arguments, t_emitted_ns=times.get(position))
-        for position, call in enumerate(message.tool_calls)
-    )
-    return Message(
-        role=message.role,
-        content=message.content,
-        reasoning_content=message.reasoning_content,
-        name=message.name,
-        tool_call_id=message.tool_call_id,
-        tool_calls=calls,
-        is_error=message.is_error,
-        omitted_bytes=message.omitted_bytes,
-    )
+    calls = tuple(replace(call, t_emitted_ns=times.get(position)) for position, call in enumerate(message.tool_calls))
+    return replace(message, tool_calls=calls)
+
+
+def with_call_ids(messages: tuple[Message, ...], answer: Message | None) -> tuple[tuple[Message, ...], Message | None]:
+    """Conversation and answer with an id on every tool call that came without one, and on its result.
+
+    Gemini need not send ids, nor did the first function calls of Chat Completions. The id is made of the call's own
+    words and of how often they stood before, so that a live answer and its echo get the same one. A result without an
+    id that a call has belongs to the first open call of its name, else to the first open one.
+    """
+    said = (*messages, *(() if answer is None else (answer,)))
+    if all(use.id for message in said for use in message.tool_calls):
+        return messages, answer
+    given = {use.id for message in said for use in message.tool_calls if use.id}
+    seen: Counter[tuple[str, str]] = Counter()
+    waiting: list[ToolUse] = []
+    named: list[Message] = []
+    for message in said:
+        if message.tool_calls:
+            calls = []
+            for use in message.tool_calls:
+                if not use.id:
+                    words = (use.name, use.arguments)
+                    digest = hashlib.blake2b("\0".join(words).encode("utf-8", "replace"), digest_size=9).hexdigest()
+                    use = replace(use, id=f"unnamed-{digest}-{seen[words]}")
+                    seen[words] += 1
+                    waiting.append(use)
+                calls.append(use)
+            message = replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool" and message.tool_call_id not in given and waiting:
+            place = next((at for at, use in enumerate(waiting) if use.name == message.name), 0)
+            message = replace(message, tool_call_id=waiting.pop(place).id)
+        named.append(message)
+    return tuple(named[: len(messages)]), named[-1] if answer is not None else None
