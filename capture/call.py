@@ -71,9 +71,10 @@ class SessionHint:
     """Evidence that a call belongs to a session, best first in `ModelCall.hints`."""
 
     session: str
-    evidence: Literal["header", "body"]
+    evidence: Literal["header", "body", "source"]  # source: the log of the agent that it was read from
     agent: str | None = None  # id of the sub-agent, where the wire names one
     parent_agent: str | None = None
+    cache_key: bool = False  # a `prompt_cache_key`: often the session's id, but several sessions may share one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

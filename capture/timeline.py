@@ -102,45 +102,103 @@ def print_session(trajectory: Trajectory, console: Console) -> None:
         f"tools {seconds(trajectory.tool_us)}, human {seconds(trajectory.human_us)}",
         soft_wrap=True,
     )
+    for line in _recorded(trajectory):
+        console.print(line, soft_wrap=True)
     if not trajectory.quality.complete:
         console.print("[yellow]not whole: an answer was cut, or the recorder lost something[/]", soft_wrap=True)
     console.print()
+    width = max((len(_place(request)) for request in trajectory.requests), default=0)
     for request in trajectory.requests:
-        console.print(_request_line(request), soft_wrap=True)
+        console.print(_request_line(request, width), soft_wrap=True)
         for call in tools[request.request_index]:
-            console.print(_tool_line(call), soft_wrap=True)
+            console.print(_tool_line(call, _depth(request)), soft_wrap=True)
 
 
-def _request_line(request: Request) -> str:
-    first = None if request.t_first_token_us is None else request.t_first_token_us - request.t_send_us
-    whole = None if request.t_end_us is None else request.t_end_us - request.t_send_us
+def _recorded(trajectory: Trajectory) -> list[str]:
+    """How the session was recorded, by whom, and what else told about it."""
+    known = [
+        f"recorded by {trajectory.mode}" if trajectory.mode else "",
+        f"contributor {trajectory.contributor}" if trajectory.contributor else "",
+        f"consent {trajectory.consent}" if trajectory.consent else "",
+        f"joined with {', '.join(trajectory.joined)}" if trajectory.joined else "",
+        "" if trajectory.peak_agents is None else f"{trajectory.peak_agents} agents at work at most",
+    ]
+    lines = ["; ".join(escape(one) for one in known if one)]
+    if trajectory.quality.clock_err_us:
+        lines.append(f"[yellow]the wall clock moved by {seconds(trajectory.quality.clock_err_us)}[/]")
+    return [line for line in lines if line]
+
+
+def _depth(request: Request) -> int:
+    """How deep a chain is nested: 0 for the main one."""
+    return request.agent_path.count("/")
+
+
+def _place(request: Request) -> str:
+    return "  " * _depth(request) + request.agent_path
+
+
+def _link(request: Request) -> str:
+    """What the request is to its parent, and what shows that."""
+    parent = "" if request.parent_request_index is None else f" of #{request.parent_request_index}"
+    if request.retry_of is not None:
+        parent = f" of #{request.retry_of}"
+    sure = "" if request.link_confidence is None else f", {request.link_confidence}"
+    colour = {"start": "bold", "continue": "dim", "side": "dim", "subagent": "cyan", "retry": "yellow"}
+    word = "sub-agent" if request.relation == "subagent" else request.relation
+    return f"[{colour.get(request.relation, 'magenta')}]{word}{parent}[/] [dim]({request.link}{sure})[/]"
+
+
+def _gap(request: Request) -> str:
+    """The time before a request, and what is known of whose it was."""
+    if request.gap_us is None:
+        return ""
+    shares = [
+        f"{word} {seconds(share)}"
+        for word, share in (
+            ("human", request.think_us),
+            ("permission", request.permission_us),
+            ("client", request.client_us),
+        )
+        if share and share != request.gap_us
+    ]
+    told = f" ({', '.join(shares)})" if shares else ""
+    return f"after {seconds(request.gap_us)} {request.gap_kind}{told}"
+
+
+def _request_line(request: Request, width: int) -> str:
+    sent = request.t_send_us
+    first = None if sent is None or request.t_first_token_us is None else request.t_first_token_us - sent
+    whole = None if sent is None or request.t_end_us is None else request.t_end_us - sent
     parts = [
         f"{seconds(request.t_send_us):>12}",
         f"[cyan]#{request.request_index:<3}[/]",
-        f"{request.agent_path:<8}",
+        f"{_place(request):<{width}}",
         f"prompt {count(request.prompt_tokens):>9}",
         f"cached {count(request.cache_read_tokens):>9}",
         f"answer {count(request.completion_tokens):>7}",
         f"first token {seconds(first):>9}",
         f"end {seconds(whole):>9}",
         f"{escape(request.stop or ''):<10}",
+        _link(request),
+        _gap(request),
     ]
-    if request.gap_us is not None:
-        parts.append(f"after {seconds(request.gap_us)} {request.gap_kind}")
-    elif request.gap_kind == "spawn":
-        parts.append(f"started by #{request.parent_request_index}")
-    if request.context_event != "append":
+    if request.context_event not in ("append", request.relation):
         parts.append(f"[magenta]{request.context_event}[/]")
-    if request.retry_of is not None:
-        parts.append(f"[yellow]retry of #{request.retry_of}[/]")
+    if request.agent_type is not None:
+        parts.append(f"[cyan]{escape(request.agent_type)}[/]")
+    if request.transport is not None:
+        parts.append(request.transport)
     if request.kind == "auxiliary":
         parts.append("auxiliary")
+    if request.clock_jump_us is not None:
+        parts.append(f"[yellow]wall clock moved by {seconds(request.clock_jump_us)}[/]")
     if request.error is not None:
         parts.append(f"[red]{escape(request.error.splitlines()[0][:120] if request.error else '')}[/]")
-    return "  ".join(parts)
+    return "  ".join(part for part in parts if part)
 
 
-def _tool_line(call: ToolCall) -> str:
+def _tool_line(call: ToolCall, depth: int) -> str:
     end = [f"exit {call.exit_code}"] if call.exit_code is not None else []
     if call.is_error:
         end.append("[red]error[/]")
@@ -148,8 +206,15 @@ def _tool_line(call: ToolCall) -> str:
         end.append("with human time")
     if call.result_request_index is None:
         end.append("no result seen")
-    internal = f" (own count {seconds(call.internal_us)})" if call.internal_us is not None else ""
+    told = []
+    if call.internal_us is not None:
+        told.append(
+            f"own count {seconds(call.internal_us)}" + (f", {call.internal_source}" if call.internal_source else "")
+        )
+    if call.permission_us:
+        told.append(f"permission {seconds(call.permission_us)}")
+    internal = f" ({'; '.join(told)})" if told else ""
     return (
-        f"{'':>12}  └ {escape(call.name)} [dim]{call.kind}[/]  {seconds(call.wall_us)}{internal}  "
+        f"{'':>12}  {'  ' * depth}└ {escape(call.name)} [dim]{call.kind}[/]  {seconds(call.wall_us)}{internal}  "
         f"{count(call.result_bytes)} bytes  {', '.join(end)}".rstrip()
     )

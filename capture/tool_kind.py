@@ -20,6 +20,13 @@ _TABLE: tuple[tuple[ToolKind, str], ...] = (
 )
 _BY_NAME: dict[str, ToolKind] = {name: kind for kind, names in _TABLE for name in names.split()}
 
+# Tools that put a question to the person in front of the agent: their time is that person's.
+_QUESTIONS: tuple[str, ...] = (
+    "askuserquestion exitplanmode request_user_input request_permissions ask_user ask_user_question exit_plan_mode",
+    "ask_followup_question plan_mode_respond ask_human question plan_exit ask_question",
+)
+_ASKS_HUMAN = frozenset(name for names in _QUESTIONS for name in names.split())
+
 _EXIT_CODE = (
     re.compile(r"<returncode>(-?\d+)</returncode>"),
     re.compile(r'"(?:exit_code|returncode)"\s*:\s*(-?\d+)'),
@@ -35,6 +42,11 @@ def tool_kind(name: str) -> ToolKind:
     if low.startswith(("mcp__", "mcp_", "mcp.")):
         return "mcp"
     return _BY_NAME.get(low, "other")
+
+
+def asks_human(name: str) -> bool:
+    """Whether a tool is a question to the person in front of the agent."""
+    return name.lower() in _ASKS_HUMAN
 
 
 def exit_code(result: str) -> int | None:

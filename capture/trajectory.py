@@ -19,8 +19,9 @@ type GapKind = Literal["tool", "human", "client", "spawn", "unsplit", "none"]
 type ContextEvent = Literal["append", "compaction", "edit", "branch", "reset"]
 
 type LinkEvidence = Literal["header", "body", "echo", "prefix", "source", "none"]
-"""Which evidence tied a request to its session: a header, an id in the body, the echo of an earlier answer,
-the longest common prefix, the imported source itself; `none` for a request that starts one."""
+"""The best evidence that ties a request to the one that it belongs to: a header, an id in the body, the echo of an
+earlier answer (its ids, its summary, its task), the longest common prefix, the imported source itself. Where only the
+times tell which one that is, it is what put the request into its session. `none` for a request that starts one."""
 
 type LinkConfidence = Literal["certain", "likely", "possible"]
 """How sure the link is: an id that the agent sent or the provider made; content that cannot well be chance; a guess
@@ -28,6 +29,8 @@ that fits the times."""
 
 type Relation = Literal["start", "continue", "retry", "fork", "compaction", "subagent", "side"]
 """What a request is to its parent. `fork`: the history was rewound or edited; `side`: no turn of the agent."""
+
+COMPACTION = "compaction"  # `Request.agent_type` of a call that writes the summary of a context
 
 type TokenSource = Literal["provider", "tokenizer", "agent", "none"]
 """Who counted `prompt_tokens` and `completion_tokens`: the provider, a tokenizer, the agent's own log, nobody."""
@@ -40,7 +43,7 @@ class PooledMessage:
     message: Message
     agent_path: str  # "main", "main/1", …: the chain that first sent it
     request_index: int  # the request that first carried it (for an answer: that produced it)
-    t_us: int  # when that request was sent (for an answer: when its last byte came)
+    t_us: int | None  # when that request was sent (for an answer: when its last byte came)
     answer: bool  # came from the model in this session, rather than from the client
 
 
@@ -49,7 +52,7 @@ class Request:
     """One call to a model."""
 
     request_index: int  # order of sending within the session, from 0
-    agent_path: str  # "main" or "main/3": one linear chain of the session
+    agent_path: str  # one linear chain: "main", "main/2" started by it, "main/2/1" by that, "side/1" beside them
     parent_request_index: int | None  # the request it continues; for a chain's first: the one that spawned it
     link: LinkEvidence
     api: str
@@ -58,7 +61,7 @@ class Request:
     status: int | None
     error: str | None
     retry_of: int | None
-    t_send_us: int
+    t_send_us: int | None  # None: a source without a clock, which tells the order alone
     t_headers_us: int | None
     t_first_byte_us: int | None
     t_first_token_us: int | None
@@ -105,7 +108,25 @@ class Request:
     permission_us: int | None = None  # part of the gap that waited for a person's permission; None: not told
     client_us: int | None = None  # part of the gap that was the agent's own work; None: not told
     clock_jump_us: int | None = None  # the wall clock moved against the monotonic one in this gap or call
-    agent_type: str | None = None  # the agent's own word for its sub-agent
+    # The agent's own word for its sub-agent; `compaction` on a call that writes the summary of a context.
+    agent_type: str | None = None
+
+    @property
+    def sent_us(self) -> int:
+        """`t_send_us` of a source that keeps a clock; ValueError where it is unknown."""
+        if self.t_send_us is None:
+            raise ValueError(f"request {self.request_index}: nobody knows when it was sent")
+        return self.t_send_us
+
+    @property
+    def call_span(self) -> tuple[int, int] | None:
+        """From the send to the last byte, in microseconds; None where either is unknown."""
+        return None if self.t_send_us is None or self.t_end_us is None else (self.t_send_us, self.t_end_us)
+
+    @property
+    def gap_span(self) -> tuple[int, int] | None:
+        """The gap before the send, in microseconds; None where there is none or it is unknown."""
+        return None if self.t_send_us is None or self.gap_us is None else (self.t_send_us - self.gap_us, self.t_send_us)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

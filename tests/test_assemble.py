@@ -6,142 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from capture.assemble import assemble, session_id
-from capture.call import Message, ModelCall, SessionHint, Tool, ToolUse, Usage
-from capture.pool import MessagePool, render
-from capture.trajectory import Trajectory
-
-KEY = b"k" * 32
-MS = 1_000_000
-TOOLS = (Tool(name="Bash", description="", parameters="{}"), Tool(name="Task", description="", parameters="{}"))
-SYSTEM = Message(role="system", content="You are an agent.")
-LONG = "The user asked for a parser; files a.py and b.py were read, the bug is in line 40 of b.py and is fixed by now."
-
-
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def said(text: str, *calls: tuple[str, str, str]) -> Message:
-    uses = tuple(ToolUse(id=call_id, name=name, arguments=arguments) for call_id, name, arguments in calls)
-    return Message(role="assistant", content=text, tool_calls=uses)
-
-
-def result(call_id: str, text: str = "ok") -> Message:
-    return Message(role="tool", content=text, tool_call_id=call_id)
-
-
-class Wire:
-    """Builds calls of one recorder in order of sending; times in milliseconds."""
-
-    def __init__(self, anchor_us: int = 1_790_000_000_000_000, name: str = "journal") -> None:
-        self.calls: list[ModelCall] = []
-        self.anchor_us = anchor_us
-        self.name = name
-
-    def call(
-        self,
-        send_ms: int,
-        messages: list[Message],
-        answer: Message | None,
-        *,
-        took_ms: int = 100,
-        session: str | None = None,
-        agent: str | None = None,
-        body_session: str | None = None,
-        **changes: Any,
-    ) -> ModelCall:
-        hints = [SessionHint(session=session, evidence="header", agent=agent)] if session else []
-        hints += [SessionHint(session=body_session, evidence="body")] if body_session else []
-        start = send_ms * MS
-        end = start + took_ms * MS
-        if answer is not None:
-            timed = tuple(replace(use, t_emitted_ns=end - 5 * MS) for use in answer.tool_calls)
-            answer = replace(answer, tool_calls=timed)
-        complete = answer is not None
-        values: dict[str, Any] = {
-            "exchange_id": f"{self.name}/{len(self.calls)}",
-            "connection_id": "c1",
-            "wall_anchor_us": self.anchor_us,
-            "api": "openai.chat",
-            "harness": "pi",
-            "harness_version": "1",
-            "model": "m",
-            "stream": True,
-            "status": 200 if complete else None,
-            "error": None if complete else "upstream_cut",
-            "complete": complete,
-            "system": tuple(message for message in messages if message.role == "system"),
-            "messages": tuple(messages),
-            "tools": TOOLS,
-            "answer": answer,
-            "stop": "stop",
-            "usage": Usage(input_total=10 * len(messages), output_total=5),
-            "response_id": None,
-            "previous_response_id": None,
-            "hints": tuple(hints),
-            "max_tokens": None,
-            "temperature": None,
-            "effort": None,
-            "t_send_ns": start,
-            "t_headers_ns": start + 10 * MS,
-            "t_first_byte_ns": start + 11 * MS,
-            "t_first_content_ns": start + 20 * MS if complete else None,
-            "t_last_content_ns": end - 6 * MS if complete else None,
-            "t_end_ns": end,
-            "content_at_ns": (start + 20 * MS, start + 50 * MS, end - 6 * MS) if complete else (),
-            "events": 6,
-            "bytes_up": 100,
-            "bytes_down": 200,
-        }
-        call = ModelCall(**(values | changes))
-        self.calls.append(call)
-        return call
-
-    def assemble(self) -> list[Trajectory]:
-        found = assemble(self.calls, KEY)
-        check(found, self.calls)
-        return found
-
-    def one(self) -> Trajectory:
-        (found,) = self.assemble()
-        return found
-
-
-def check(found: list[Trajectory], calls: list[ModelCall]) -> None:
-    """The laws: every call in one place, prompts exact, times in order."""
-    by_exchange = {call.exchange_id: call for call in calls}
-    seen = [request.exchange_id for trajectory in found for request in trajectory.requests]
-    assert sorted(map(str, seen)) == sorted(by_exchange)
-    for trajectory in found:
-        sends = [request.t_send_us for request in trajectory.requests]
-        assert sends == sorted(sends)
-        assert sends[0] == 0
-        assert [request.request_index for request in trajectory.requests] == list(range(len(sends)))
-        for request in trajectory.requests:
-            call = by_exchange[str(request.exchange_id)]
-            assert request.prompt_spans is not None
-            assert render(trajectory.pool, request.prompt_spans) == call.messages
-            if call.answer is not None:
-                assert request.answer_index is not None
-                pooled = trajectory.pool[request.answer_index]
-                assert pooled.answer
-                assert pooled.message.content == call.answer.content
-            if request.parent_request_index is not None:
-                assert request.parent_request_index < request.request_index
-
-
-def conversation(wire: Wire, tag: str, *, base_ms: int = 0, turns: int = 4, **named: Any) -> None:
-    """A linear session: a task, then tool calls, then a closing word."""
-    messages = [SYSTEM, user(f"Do {tag}.")]
-    for turn in range(turns):
-        last = turn == turns - 1
-        answer = said(f"{tag} {turn}", *(() if last else [(f"{tag}-{turn}", "Bash", f'{{"command":"{tag} {turn}"}}')]))
-        wire.call(base_ms + turn * 1000, list(messages), answer, **named)
-        messages += [answer, result(f"{tag}-{turn}")]
+from capture.assemble import assemble, contributor_id, session_id
+from capture.call import SessionHint
+from capture.pool import render
+from tests.calls import KEY, MS, SYSTEM, Wire, conversation, result, said, user
 
 
 @pytest.mark.parametrize(
@@ -244,7 +113,7 @@ def test_a_header_that_comes_late_is_adopted() -> None:
     hint = (SessionHint(session="s", evidence="header"),)
     wire.calls[2:] = [replace(call, hints=hint) for call in wire.calls[2:]]
     found = wire.one()
-    assert [request.link for request in found.requests] == ["none", "echo", "header", "header"]
+    assert [request.link for request in found.requests] == ["none", "echo", "echo", "header"]
     assert found.session_id == session_id(KEY, "journal/0")
 
 
@@ -272,29 +141,6 @@ def test_a_previous_response_that_nobody_recorded_leaves_the_prompt_short() -> N
     assert (found.quality.body_missing, found.quality.complete) == (1, False)
 
 
-def test_failed_attempts_are_kept_and_tied() -> None:
-    wire = Wire()
-    prompt = [SYSTEM, user("Go")]
-    wire.call(0, prompt, None, session="s", status=529, error="overloaded_error: Overloaded")
-    wire.call(1000, prompt, None, session="s")
-    wire.call(3000, prompt, said("a", ("t1", "Bash", "{}")), session="s")
-    wire.call(5000, [*prompt, said("a", ("t1", "Bash", "{}")), result("t1")], said("b"), session="s")
-    found = wire.one()
-    assert [request.retry_of for request in found.requests] == [None, 0, 1, None]
-    assert [request.gap_kind for request in found.requests] == ["none", "client", "client", "tool"]
-    assert [request.parent_request_index for request in found.requests] == [None, None, None, 2]
-    assert {request.agent_path for request in found.requests} == {"main"}
-    assert (found.num_user_messages, found.quality.complete) == (1, True)
-    assert found.requests[0].error == "overloaded_error: Overloaded"
-
-
-def test_a_retry_without_ids_is_tied_as_well() -> None:
-    wire = Wire()
-    wire.call(0, [SYSTEM, user("Go")], None)
-    wire.call(1000, [SYSTEM, user("Go")], said("a"))
-    assert [request.retry_of for request in wire.one().requests] == [None, 0]
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -319,106 +165,6 @@ def test_an_unreadable_request_body() -> None:
     wire.call(1000, [], said("b"), tools=(), session="s")
     found = wire.one()
     assert (len(found.requests), found.quality.body_missing, found.quality.complete) == (2, 2, False)
-
-
-def parallel(wire: Wire, *, ids: bool) -> None:
-    """A main chain that starts two sub-agents at once; each works two calls long."""
-    named = {"session": "s"} if ids else {}
-    asks = [
-        ("task-1", "Task", '{"prompt":"Look for the parser in this repository"}'),
-        ("task-2", "Task", '{"prompt":"Look for the printer in this repository"}'),
-    ]
-    opening = [SYSTEM, user("Find both.")]
-    wire.call(0, opening, said("I ask two.", *asks), session="s")
-    sub = Message(role="system", content="You are a sub-agent.")
-    for number, thing in enumerate(("parser", "printer")):
-        agent = f"agent-{thing}" if ids else None
-        task = [sub, user(f"Look for the {thing} in this repository")]
-        first = said(f"{thing} 1", (f"{thing}-1", "Bash", "{}"))
-        wire.call(200 + number, task, first, agent=agent, session="s", took_ms=300)
-        wire.call(700 + number, [*task, first, result(f"{thing}-1")], said(f"{thing} found"), agent=agent, session="s")
-    wire.calls.sort(key=lambda call: call.t_send_ns)
-    back = [*opening, said("I ask two.", *asks), result("task-1", "parser found"), result("task-2", "printer found")]
-    wire.call(1500, back, said("Done"), **({"session": "s"} | named))
-
-
-@pytest.mark.parametrize("ids", [True, False])
-def test_sub_agents_that_run_side_by_side(ids: bool) -> None:
-    wire = Wire()
-    parallel(wire, ids=ids)
-    found = wire.one()
-    assert [request.agent_path for request in found.requests] == [
-        "main",
-        "main/1",
-        "main/2",
-        "main/1",
-        "main/2",
-        "main",
-    ]
-    assert [request.parent_request_index for request in found.requests] == [None, 0, 0, 1, 2, 0]
-    assert [request.gap_kind for request in found.requests] == ["none", "spawn", "spawn", "tool", "tool", "tool"]
-    assert [request.gap_us for request in found.requests] == [None, None, None, 200_000, 200_000, 1_400_000]
-    assert (found.num_subagents, found.num_user_messages) == (2, 1)
-    tasks = [call for call in found.tool_calls if call.kind == "subagent"]
-    assert [(call.wall_us, call.parallel_group) for call in tasks] == [(1_400_000, 0)] * 2
-    # 0–100, 200–500 and 201–501, 700–800 and 701–801, 1500–1600
-    assert found.api_us == 100_000 + 301_000 + 101_000 + 100_000
-    assert found.tool_us == 1_400_000
-
-
-def test_a_sub_agent_without_any_id_is_known_by_its_task() -> None:
-    wire = Wire()
-    parallel(wire, ids=False)
-    wire.calls = [replace(call, hints=()) for call in wire.calls]
-    found = wire.one()
-    assert found.num_subagents == 2
-    assert [request.link for request in found.requests] == ["none", "echo", "echo", "echo", "echo", "echo"]
-
-
-def test_side_calls_stand_beside() -> None:
-    wire = Wire()
-    wire.call(0, [user("quota")], said("q"), session="s", tools=(), kind="auxiliary")
-    conversation(wire, "alpha", base_ms=10, session="s", turns=2)
-    wire.call(20, [Message(role="system", content="Name it."), user("Do alpha.")], said("Alpha"), session="s", tools=())
-    wire.calls.sort(key=lambda call: call.t_send_ns)
-    found = wire.one()
-    assert [request.agent_path for request in found.requests] == ["side/1", "main", "side/2", "main"]
-    assert [request.kind for request in found.requests] == ["auxiliary", "turn", "turn", "turn"]
-    assert found.num_subagents == 0
-
-
-def test_human_words_beside_tool_results_make_the_gap_mixed() -> None:
-    wire = Wire()
-    ask = said("", ("t1", "Bash", "{}"), ("t2", "Read", "{}"))
-    wire.call(0, [SYSTEM, user("Go")], ask)
-    durations = (("Bash", 300), ("Read", 50))
-    wire.call(
-        2100,
-        [SYSTEM, user("Go"), ask, result("t1"), result("t2"), user("<system-reminder>x</system-reminder> Stop that")],
-        said("ok"),
-        tool_durations_ms=durations,
-    )
-    found = wire.one()
-    assert [(call.mixed, call.wall_us, call.internal_us) for call in found.tool_calls] == [
-        (True, 2_000_000, 300_000),
-        (True, 2_000_000, 50_000),
-    ]
-    assert found.requests[1].think_us == 1_650_000
-    wire.calls[1] = replace(wire.calls[1], tool_durations_ms=())
-    unknown = wire.one()
-    assert (unknown.requests[1].gap_kind, unknown.requests[1].think_us, unknown.human_us) == ("tool", None, None)
-
-
-def test_a_reminder_beside_tool_results_is_no_human() -> None:
-    wire = Wire()
-    ask = said("", ("t1", "Bash", "{}"))
-    wire.call(0, [SYSTEM, user("Go")], ask)
-    wire.call(
-        900, [SYSTEM, user("Go"), ask, result("t1"), user("<system-reminder>be brief</system-reminder>")], said("ok")
-    )
-    found = wire.one()
-    assert [call.mixed for call in found.tool_calls] == [False]
-    assert found.num_user_messages == 1
 
 
 def test_results_of_commands_say_how_they_ended() -> None:
@@ -456,151 +202,177 @@ def test_ids_that_repeat_in_every_turn() -> None:
     ]
 
 
-def test_a_compaction_that_says_so() -> None:
+def test_a_cache_key_alone_ties_no_two_conversations() -> None:
     wire = Wire()
-    conversation(wire, "alpha", session="s", turns=3)
-    history = list(wire.calls[-1].messages)
-    wire.call(4000, [*history, said("alpha 2"), user("Summarize.")], said(LONG), session="s", compaction="auto")
-    shorter = [SYSTEM, user(f"This session is being continued from a previous conversation. {LONG}")]
-    wire.call(5000, shorter, said("on", ("n1", "Bash", "{}")), session="s", context_compacted=True)
-    wire.call(6000, [*shorter, said("on", ("n1", "Bash", "{}")), result("n1")], said("end"), session="s")
+    hints = (SessionHint(session="my application", evidence="body", cache_key=True),)
+    for number, tag in enumerate(("alpha", "beta")):
+        conversation(wire, tag, base_ms=number * 150, hints=hints)
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    found = wire.assemble()
+    assert [len(one.requests) for one in found] == [4, 4]
+    assert [request.link for request in found[0].requests] == ["body", "echo", "echo", "echo"]
+    # The first session of a key takes its name from it, so that it meets its log again.
+    assert found[0].session_id == session_id(KEY, "my application")
+    assert found[1].session_id == session_id(KEY, wire.calls[1].exchange_id)
+
+
+def test_a_cache_key_ties_what_cannot_stand_alone() -> None:
+    wire = Wire()
+    hints = (SessionHint(session="thread", evidence="body", cache_key=True),)
+    conversation(wire, "alpha", hints=hints)
+    wire.call(500, [user("Warm up.")], None, hints=hints, kind="auxiliary", tools=())
+    wire.call(600, [user("Name it.")], said("Alpha"), hints=hints, tools=())
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    assert [request.agent_path for request in wire.one().requests] == ["main", "side/1", "side/2", *["main"] * 3]
+
+
+def test_a_cache_key_that_is_known_as_a_session_is_its_id() -> None:
+    """opencode loses its session headers for a while and still sends the session as cache key."""
+    wire = Wire()
+    conversation(wire, "alpha", session="s")
+    hints = (SessionHint(session="s", evidence="body", cache_key=True),)
+    wire.call(9000, [SYSTEM, user("Something else entirely.")], said("ok"), hints=hints)
     found = wire.one()
-    assert [request.context_event for request in found.requests] == ["append"] * 4 + ["compaction", "append"]
-    assert {request.agent_path for request in found.requests} == {"main"}
-    assert (found.num_compactions, found.num_user_messages) == (1, 2)
+    assert [request.relation for request in found.requests] == ["start"] + ["continue"] * 3 + ["fork"]
 
 
-def test_a_compaction_known_by_its_summary_alone() -> None:
+def test_what_different_people_send_never_comes_together() -> None:
     wire = Wire()
-    conversation(wire, "alpha", turns=3)
-    history = list(wire.calls[-1].messages)
-    wire.call(4000, [*history, said("alpha 2"), user("Summarize.")], said(LONG))
-    wire.call(5000, [SYSTEM, user(f"Summary: {LONG}")], said("on"))
-    found = wire.one()
-    assert [request.context_event for request in found.requests][-1] == "compaction"
-    assert found.requests[-1].link == "echo"
+    for number, person in enumerate(("ann", "ben")):
+        conversation(wire, "alpha", base_ms=number * 10, contributor=person, consent=f"{person} said yes")
+        conversation(wire, "alpha", base_ms=20 + number * 10, session="s", contributor=person)
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    found = wire.assemble()
+    assert [len(one.requests) for one in found] == [4, 4, 4, 4]
+    assert len({one.session_id for one in found}) == 4
+    assert {one.contributor for one in found} == {contributor_id(KEY, "ann"), contributor_id(KEY, "ben")}
+    assert found[0].contributor == session_id(KEY, "contributor:ann")[:16]
+    assert (found[0].consent, found[2].consent) == ("ann said yes", None)
 
 
-def test_history_rewritten_in_place_is_an_edit() -> None:
+def test_ids_that_go_missing_for_a_while() -> None:
     wire = Wire()
-    conversation(wire, "alpha", session="s", turns=3)
-    prompt = list(wire.calls[-1].messages)
-    prompt[3] = replace(prompt[3], content="[old result cleared]")
-    wire.call(4000, [*prompt, said("alpha 2"), user("And now?")], said("Done"), session="s")
-    found = wire.one()
-    assert [request.context_event for request in found.requests] == ["append", "append", "append", "edit"]
-    assert found.requests[3].prompt_spans == ((0, 3), (7, 8), (4, 7), (8, 9))
-    assert found.requests[3].agent_path == "main"
+    conversation(wire, "alpha", session="s", turns=6)
+    conversation(wire, "beta", base_ms=50, session="t", turns=6)
+    for number in (2, 3, 8):
+        wire.calls[number] = replace(wire.calls[number], hints=())
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    found = wire.assemble()
+    assert [len(one.requests) for one in found] == [6, 6]
+    assert [request.link for request in found[0].requests] == ["header", "header", "echo", "echo", "echo", "header"]
+    assert {request.link_confidence for request in found[0].requests[1:]} == {"certain"}
 
 
-def test_a_rewind_is_a_branch_of_the_same_chain() -> None:
+def test_a_sub_agent_whose_id_goes_missing_stays_on_its_chain() -> None:
     wire = Wire()
-    conversation(wire, "alpha", session="s", turns=4)
-    early = list(wire.calls[1].messages)
+    conversation(wire, "alpha", session="s")
+    conversation(wire, "beta", base_ms=50, session="s", agent="a1")
+    wire.calls[6] = replace(wire.calls[6], hints=())
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    assert [request.agent_path for request in wire.one().requests] == ["main", "main/1"] * 4
+
+
+def test_two_conversations_on_one_socket() -> None:
+    """`stream_id`: parallel conversations, and a fork from an older response, each naming what it goes on from."""
+    wire = Wire()
+    opening = {"response_id": "r1", "transport": "websocket", "took_ms": 100}
+    first = said("I look.", ("c1", "Bash", "{}"))
+    wire.call(0, [SYSTEM, user("Look.")], first, **opening)
     wire.call(
-        9000,
-        [*early, said("alpha 1", ("alpha-1", "Bash", '{"command":"alpha 1"}')), user("No, stop.")],
-        said("ok"),
-        session="s",
+        200, [SYSTEM, result("c1")], said("Well, it is fine."), response_id="r2", previous_response_id="r1", took_ms=900
     )
-    found = wire.one()
-    assert [request.context_event for request in found.requests][-1] == "branch"
-    assert (found.requests[-1].agent_path, found.requests[-1].parent_request_index) == ("main", 1)
+    wire.call(400, [SYSTEM, result("c1"), user("Or not?")], said("No."), response_id="r3", previous_response_id="r1")
+    wire.call(600, [SYSTEM, user("Sure?")], said("Yes."), response_id="r4", previous_response_id="r3")
+    wire.call(2000, [SYSTEM, user("And?")], said("So."), response_id="r5", previous_response_id="r2")
+    wire.call(3000, [SYSTEM, user("Back.")], said("Hm."), response_id="r6", previous_response_id="r2")
+    (found,) = assemble(wire.calls, KEY)
+    assert [(request.agent_path, request.relation, request.parent_request_index) for request in found.requests] == [
+        ("main", "start", None),
+        ("main", "continue", 0),
+        ("main/1", "fork", 0),
+        ("main/1", "continue", 2),
+        ("main", "continue", 1),
+        ("main", "fork", 1),
+    ]
+    assert {request.link_confidence for request in found.requests[1:]} == {"certain"}
+    spans = found.requests[3].prompt_spans
+    assert spans is not None
+    texts = [message.content for message in render(found.pool, spans)]
+    assert texts == ["You are an agent.", "Look.", "I look.", "ok", "Or not?", "No.", "Sure?"]
+    assert found.quality.complete
 
 
-def test_a_new_start_in_the_same_session_is_a_reset() -> None:
+def test_prewarming_is_beside_and_its_prompt_counts() -> None:
     wire = Wire()
-    conversation(wire, "alpha", session="s", turns=2)
-    wire.call(9000, [SYSTEM, user("Something else entirely.")], said("ok"), session="s")
-    found = wire.one()
-    assert [request.context_event for request in found.requests] == ["append", "append", "reset"]
-    assert {request.agent_path for request in found.requests} == {"main"}
+    wire.call(0, [SYSTEM, user("Go.")], None, response_id="r0", kind="auxiliary", complete=True, status=200, error=None)
+    wire.call(50, [SYSTEM], said("Done."), response_id="r1", previous_response_id="r0")
+    (found,) = assemble(wire.calls, KEY)
+    assert [(request.agent_path, request.relation) for request in found.requests] == [
+        ("side/1", "side"),
+        ("main", "start"),
+    ]
+    assert (found.num_user_messages, found.quality.body_missing, found.quality.complete) == (1, 0, True)
 
 
-def test_an_answer_that_the_agent_spells_anew_stands_in_the_pool_once() -> None:
+def test_what_goes_on_from_a_short_prompt_is_short_as_well() -> None:
     wire = Wire()
-    wire.call(0, [user("Go")], said("I look.", ("t1", "Bash", '{"a": 1}')), session="s")
-    echo = said("I look.", ("t1", "Bash", '{"a":1}'))
-    wire.call(1000, [user("Go"), echo, result("t1")], said("ok"), session="s")
-    found = wire.one()
-    assert [request.prompt_spans for request in found.requests] == [((0, 1),), ((0, 3),)]
-    assert found.pool[1].answer
-    assert found.pool[1].message == echo
+    wire.call(0, [SYSTEM, user("And now?")], said("Done."), response_id="r3", previous_response_id="r2")
+    wire.call(900, [SYSTEM, user("Sure?")], said("Yes."), response_id="r4", previous_response_id="r3")
+    (found,) = assemble(wire.calls, KEY)
+    assert (found.quality.body_missing, found.quality.complete) == (2, False)
 
 
-def test_moving_reminders_and_dropped_thoughts_do_not_break_a_chain() -> None:
+def test_one_response_id_on_two_sockets() -> None:
     wire = Wire()
-    ask = replace(said("", ("t1", "Bash", '{"command": "ls"}')), reasoning_content="hm")
-    wire.call(0, [SYSTEM, user("Go"), user("<system-reminder>one</system-reminder>")], ask, session="s")
-    echo = said("", ("t1", "Bash", '{"command":"ls"}'))
+    for number in range(2):
+        wire.call(
+            number, [SYSTEM, user(f"Job {number}")], said("I look."), response_id="r1", connection_id=f"c{number}"
+        )
+    for number in range(2):
+        wire.call(
+            900 + number,
+            [SYSTEM, user("Go on.")],
+            said("ok"),
+            response_id="r2",
+            previous_response_id="r1",
+            connection_id=f"c{number}",
+        )
+    found = assemble(wire.calls, KEY)
+    assert [len(one.requests) for one in found] == [2, 2]
+    for number, one in enumerate(found):
+        assert one.requests[1].prompt_spans is not None
+        assert render(one.pool, one.requests[1].prompt_spans)[1].content == f"Job {number}"
+
+
+def test_times_by_kind_of_content_and_how_it_was_sent() -> None:
+    wire = Wire()
     wire.call(
-        1000,
-        [SYSTEM, user("Go"), echo, result("t1"), user("<system-reminder>two</system-reminder>")],
-        said("ok"),
-        session="s",
+        0,
+        [SYSTEM, user("Go")],
+        said("a"),
+        transport="sse",
+        mode="forward",
+        t_first_thinking_ns=20 * MS,
+        t_first_text_ns=40 * MS,
+        t_first_tool_call_ns=60 * MS,
     )
     found = wire.one()
-    assert [request.context_event for request in found.requests] == ["append", "append"]
-    assert found.requests[1].gap_kind == "tool"
-
-
-def test_an_early_send_gives_a_negative_tool_time() -> None:
-    wire = Wire()
-    ask = said("", ("t1", "Bash", "{}"))
-    wire.call(0, [user("Go")], ask, took_ms=500)
-    wire.call(480, [user("Go"), ask, result("t1")], said("ok"))
-    found = wire.one()
-    assert (found.tool_calls[0].wall_us, found.requests[1].gap_us) == (-20_000, 0)
-
-
-MESSAGES = st.builds(
-    Message,
-    role=st.sampled_from(["user", "assistant", "tool", "system"]),
-    content=st.sampled_from(["a", "b", "c"]),
-    tool_calls=st.sampled_from(
-        [(), (ToolUse(id="1", name="t", arguments='{"a":1}'),), (ToolUse(id="1", name="t", arguments='{"a": 1}'),)]
-    ),
-    omitted_bytes=st.sampled_from([0, 1]),
-)
-
-
-@given(prompts=st.lists(st.tuples(st.lists(MESSAGES, max_size=8), MESSAGES | st.none()), max_size=10))
-def test_spans_give_back_exactly_the_prompt(prompts: list[tuple[list[Message], Message | None]]) -> None:
-    pool = MessagePool()
-    spans = []
-    for number, (prompt, answer) in enumerate(prompts):
-        spans.append(pool.add_prompt(prompt, agent_path="main", request_index=number, t_us=number))
-        if answer is not None:
-            at = pool.add_answer(answer, agent_path="main", request_index=number, t_us=number)
-            assert pool.messages[at].message == answer
-            assert pool.messages[at].answer
-    for (prompt, _), found in zip(prompts, spans, strict=True):
-        assert render(pool.messages, found) == tuple(prompt)
-        assert all(start < stop for start, stop in found)
-
-
-@settings(max_examples=60)
-@given(
-    plan=st.lists(
-        st.tuples(
-            st.sampled_from([None, "s", "t"]),
-            st.sampled_from([None, None, "agent"]),
-            st.lists(MESSAGES, max_size=5),
-            MESSAGES | st.none(),
-            st.integers(0, 300),
-            st.sampled_from(["turn", "turn", "turn", "auxiliary"]),
-            st.booleans(),
-        ),
-        min_size=1,
-        max_size=10,
+    (request,) = found.requests
+    assert (request.t_first_thinking_us, request.t_first_text_us, request.t_first_tool_call_us) == (
+        20_000,
+        40_000,
+        60_000,
     )
-)
-def test_any_calls_obey_the_laws(plan: list[tuple[Any, ...]]) -> None:
+    assert (request.transport, found.mode) == ("sse", "forward")
+
+
+def test_a_better_id_that_differs_outweighs_a_worse_one_that_agrees() -> None:
+    """One account's id in the body of two sessions, each with a session header of its own."""
     wire = Wire()
-    history: list[Message] = []
-    for number, (session, agent, messages, answer, took_ms, kind, keep) in enumerate(plan):
-        prompt = [*history, *messages] if keep else messages
-        spoken = None if answer is None else replace(answer, role="assistant")
-        wire.call(number * 100, prompt, spoken, session=session, agent=agent, took_ms=took_ms, kind=kind)
-        history = [*prompt, *([spoken] if spoken else [])]
-    wire.assemble()
+    conversation(wire, "alpha", session="s", body_session="account")
+    conversation(wire, "beta", base_ms=50, session="t", body_session="account")
+    wire.calls.sort(key=lambda call: call.t_send_ns)
+    assert [len(one.requests) for one in wire.assemble()] == [4, 4]
+    # Where only the worse one is sent, it is all there is.
+    wire.call(9000, [SYSTEM, user("More.")], said("ok"), body_session="account")
+    assert [len(one.requests) for one in wire.assemble()] == [5, 4]

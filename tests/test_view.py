@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import stat
 from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from agentdyno import main
+from capture.call import Message
+from capture.gap import split_gaps
 from capture.importers.weka import import_weka
 from capture.sessions import NoSuchSession, find_session, read_sessions
 from capture.shelf import Shelf, ShelfFault
 from capture.store import Store, StoreError
+from capture.timeline import print_session
 from capture.trajectory import Request, ToolCall, Trajectory
 from capture.view import session_json
+from tests.calls import SYSTEM, Wire, result, said, user
 from tests.sample_sessions import content_free_session, text_session
 
 # The columns of the dataset, as the schema of version 1 names them; `sessions` less its text.
@@ -112,7 +118,7 @@ def test_a_damaged_file_of_the_shelf_is_named_and_hides_nothing(store: Path) -> 
     with pytest.raises(ShelfFault, match="is damaged"):
         shelf.load(text_session().session_id)
     problems: list[str] = []
-    assert list(read_sessions(store, problems)) == [content_free_session()]
+    assert list(read_sessions(store, problems)) == [replace(content_free_session(), peak_agents=1)]
     assert len(problems) == 1
     assert str(broken) in problems[0]
 
@@ -171,7 +177,7 @@ def test_import_sessions_show(tmp_path: Path, weka_traces: Path) -> None:
     assert one["session_id"] in table.stdout
     timeline = run("show", one["session_id"], "--store", store)
     assert "3 sub-agents" in timeline.stdout
-    assert timeline.stdout.count("started by #0") == 3
+    assert timeline.stdout.count("sub-agent of #0 (source, certain)") == 3
 
 
 def test_import_agentperf_local_from_the_installed_package(tmp_path: Path) -> None:
@@ -197,7 +203,7 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path: Path, weka_traces: Path) -> 
     ("arguments", "words"),
     [
         (["import", "nonsense", "x"], "no format 'nonsense': known are weka, agentperf-local"),
-        (["import", "weka"], "name the Weka trace files"),
+        (["import", "weka"], "weka needs a PATH"),
         (["import", "weka", "missing.json"], "missing.json: cannot be read"),
         (["import", "agentperf-local", "missing.json"], "missing.json: cannot be read"),
         (["sessions"], "no store at"),
@@ -215,3 +221,40 @@ def test_an_empty_store(store: Path) -> None:
     assert read("sessions", "--store", store) == []
     assert "holds no session yet" in run("sessions", "--store", store).stderr
     assert "no session 'a' among the 0" in run("show", "a", "--store", store).stderr
+
+
+def shown(trajectory: Trajectory) -> str:
+    console = Console(width=300, file=StringIO(), color_system=None)
+    print_session(trajectory, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined] - a StringIO
+    assert isinstance(text, str)
+    return text
+
+
+def test_the_timeline_tells_how_calls_belong_together() -> None:
+    wire = Wire()
+    ask = said("I ask.", ("t1", "Task", '{"prompt":"Please look for the parser here"}'))
+    wire.call(0, [SYSTEM, user("Go")], ask, session="s", transport="sse", mode="forward")
+    task = [Message(role="system", content="You help."), user("Please look for the parser here")]
+    wire.call(200, task, None, session="s", agent="a1", agent_type="Explore", status=529, error="overloaded")
+    wire.call(400, task, said("found"), session="s", agent="a1", agent_type="Explore", attempt=1)
+    back = [SYSTEM, user("Go"), ask, result("t1", "found")]
+    wire.call(900, back, said("Done."), session="s", wall_offset_us=2_000_000)
+    wire.call(5000, [*back, said("Done."), user("Why?")], said("So."), session="s", wall_offset_us=2_000_000)
+    wire.calls = [replace(call, contributor="ann") for call in wire.calls]
+    found = wire.one()
+    told = replace(found.tool_calls[0], internal_us=500_000, internal_source="otel", permission_us=200_000)
+    text = shown(split_gaps(replace(found, tool_calls=(told,))))
+    lines = [line for line in text.splitlines() if "prompt" in line]
+    assert "start (header)" in lines[0]
+    assert "sse" in lines[0]
+    assert "  main/1" in lines[1]
+    assert "sub-agent of #0 (echo, certain)" in lines[1]
+    assert "Explore" in lines[1]
+    assert "retry of #1 (header, certain)  after 0.100 s client" in lines[2]
+    assert "continue of #0 (header, certain)  after 0.800 s tool (permission 0.200 s, client 0.100 s)" in lines[3]
+    assert "wall clock moved by 2.000 s" in lines[3]
+    assert "after 4.000 s human" in lines[4]
+    assert "Task subagent  0.800 s (own count 0.500 s, otel; permission 0.200 s)" in text
+    assert f"recorded by forward; contributor {found.contributor}" in text
+    assert "the wall clock moved by 2.000 s" in text
