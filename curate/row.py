@@ -447,12 +447,12 @@ def _union_us(spans: Sequence[tuple[int, int]]) -> int | None:
 
 def _derived_session(requests: Sequence[Row], tool_calls: Sequence[Row]) -> Row:
     """What `requests` and `tool_calls` alone tell about a session; everything else is unknown."""
-    ends = [row["t_end_us"] for row in requests if row["t_end_us"] is not None]
+    spent = [row for row in requests if row["t_send_us"] is not None and row["t_end_us"] is not None]
     thinks = [row["think_us"] for row in requests]
     gaps = [
         (row["t_send_us"] - row["gap_us"], row["t_send_us"])
         for row in requests
-        if row["gap_kind"] == "tool" and row["gap_us"] is not None
+        if row["gap_kind"] == "tool" and row["gap_us"] is not None and row["t_send_us"] is not None
     ]
     any_row = (requests or tool_calls)[0]
     return {
@@ -463,12 +463,12 @@ def _derived_session(requests: Sequence[Row], tool_calls: Sequence[Row]) -> Row:
         "harness_version": None,
         "t0_utc": None,
         "models": list(dict.fromkeys(row["model"] for row in requests)),
-        "duration_us": max(ends, default=None),
-        "api_us": _union_us([(row["t_send_us"], row["t_end_us"]) for row in requests if row["t_end_us"] is not None]),
+        "duration_us": max((row["t_end_us"] for row in requests if row["t_end_us"] is not None), default=None),
+        "api_us": _union_us([(row["t_send_us"], row["t_end_us"]) for row in spent]),
         "tool_us": _union_us(gaps),
         "human_us": sum(us for us in thinks if us is not None) if any(us is not None for us in thinks) else None,
         "num_user_messages": None,
-        "num_subagents": len({row["agent_path"] for row in requests} - {"main"}),
+        "num_subagents": len({row["agent_path"] for row in requests if row["agent_path"].startswith("main/")}),
         "num_compactions": sum(row["context_event"] == "compaction" for row in requests),
         "hash_scope": any_row.get("hash_scope"),
         "token_source": any_row.get("token_source") or "provider",

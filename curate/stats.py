@@ -139,7 +139,7 @@ def read_frames(folder: Path, manifest: Manifest) -> Frames:
 
 def _per_session(requests: pl.DataFrame) -> pl.DataFrame:
     """Turns and peak concurrency of each session."""
-    timed = requests.filter(pl.col("t_end_us").is_not_null())
+    timed = requests.filter(pl.col("t_send_us").is_not_null() & pl.col("t_end_us").is_not_null())
     events = pl.concat(
         [
             timed.select("session_id", t="t_send_us", step=pl.lit(1, pl.Int32)),

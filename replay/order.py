@@ -10,7 +10,7 @@ Requests of one chain that overlapped when they were recorded are sent one after
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,10 +32,27 @@ class Step:
 
 def steps(trajectory: Trajectory, delay: DelayPolicy) -> tuple[tuple[Step, ...], Counter[str]]:
     """Requests to replay in order of sending, and how many were left out, by reason."""
-    requests = sorted(trajectory.requests, key=lambda request: (request.t_send_us, request.request_index))
+    requests = sorted(_timed(trajectory.requests), key=lambda request: (request.sent_us, request.request_index))
     graph = _Graph(requests, with_text=bool(trajectory.pool))
     ordered = tuple(graph.step(request, delay) for request in requests if request.request_index in graph.kept)
     return ordered, graph.left_out
+
+
+def _timed(requests: Sequence[Request]) -> list[Request]:
+    """Requests that all have a time of sending.
+
+    Where the source does not tell one, the order of the requests is all there is: a request then counts as sent when
+    the one before it was, and waits for it without a delay unless a gap is recorded.
+    """
+    timed: list[Request] = []
+    last_us = 0
+    for request in sorted(requests, key=lambda request: request.request_index):
+        if request.t_send_us is None:
+            gap_us = 0 if request.gap_us is None else request.gap_us
+            request = replace(request, t_send_us=last_us, gap_us=gap_us)
+        last_us = max(last_us, request.sent_us)
+        timed.append(request)
+    return timed
 
 
 class _Graph:
@@ -56,7 +73,7 @@ class _Graph:
     @property
     def start_us(self) -> int:
         """When the first request that is replayed was sent."""
-        return min(chain[0].t_send_us for chain in self.chains.values())
+        return min(chain[0].sent_us for chain in self.chains.values())
 
     def _why_not(self, request: Request) -> str | None:
         if request.error is not None or (request.status is not None and request.status >= 400):
@@ -101,18 +118,18 @@ class _Graph:
             other
             for path in self.chains.values()
             for other in path
-            if _ended_us(other) <= request.t_send_us and self._sent_before(other.request_index, request)
+            if _ended_us(other) <= request.sent_us and self._sent_before(other.request_index, request)
         ]
         return max(ended, key=_ended_us).request_index if ended else None
 
     def _sent_before(self, index: int, request: Request) -> bool:
         other = self.by_index[index]
-        return (other.t_send_us, other.request_index) < (request.t_send_us, request.request_index)
+        return (other.sent_us, other.request_index) < (request.sent_us, request.request_index)
 
     def _joined(self, request: Request, before: int | None) -> tuple[int, ...]:
         if before is None or self.by_index[before].agent_path != request.agent_path:
             return ()
-        opened_us = self.by_index[before].t_send_us
+        opened_us = self.by_index[before].sent_us
         last_of = []
         for path, chain in self.chains.items():
             if chain[0].parent_request_index is None:
@@ -123,7 +140,7 @@ class _Graph:
             if not self._sent_before(spawner, request) or not self._sent_before(chain[-1].request_index, request):
                 continue
             ended_us = max(_ended_us(other) for other in chain)
-            if opened_us <= chain[0].t_send_us and ended_us <= request.t_send_us:
+            if opened_us <= chain[0].sent_us and ended_us <= request.sent_us:
                 last_of.append(chain[-1].request_index)
         return tuple(last_of)
 
@@ -133,7 +150,7 @@ class _Graph:
             last_us = max(
                 _ended_us(self.by_index[index]) for index in (*joined, *(() if before is None else (before,)))
             )
-            return max(0, request.t_send_us - last_us), request.gap_kind, request.think_us
+            return max(0, request.sent_us - last_us), request.gap_kind, request.think_us
         source = request
         while source.retry_of is not None and source.retry_of not in self.kept and source.retry_of in self.by_index:
             # A retry stands for the request that failed: its gap is what the agent did, back-off is the failure's.
@@ -141,14 +158,14 @@ class _Graph:
         if source.gap_us is not None:
             return source.gap_us, source.gap_kind, source.think_us
         since_us = self.start_us if before is None else _ended_us(self.by_index[before])
-        if since_us >= source.t_send_us:
+        if since_us >= source.sent_us:
             return 0, source.gap_kind, source.think_us
         kind: GapKind = "spawn" if source.gap_kind == "none" else source.gap_kind
-        return source.t_send_us - since_us, kind, source.think_us
+        return source.sent_us - since_us, kind, source.think_us
 
 
 def _ended_us(request: Request) -> int:
     for moment in (request.t_end_us, request.t_last_token_us, request.t_first_token_us):
         if moment is not None:
             return moment
-    return request.t_send_us
+    return request.sent_us

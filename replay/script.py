@@ -103,8 +103,8 @@ def _in_words(left_out: Counter[str]) -> str:
 
 
 def _recorded_api_us(ordered: Sequence[Step]) -> int | None:
-    spans = [step.request.t_end_us - step.request.t_send_us for step in ordered if step.request.t_end_us is not None]
-    return sum(spans) if len(spans) == len(ordered) else None
+    spans = [span for step in ordered if (span := step.request.call_span) is not None]
+    return sum(end - start for start, end in spans) if len(spans) == len(ordered) else None
 
 
 class TokenScript:

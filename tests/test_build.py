@@ -21,6 +21,7 @@ import curate.build
 from capture.importers.agentperf_local import import_agentperf_local
 from capture.importers.weka import import_weka
 from capture.journal import JournalWriter
+from capture.sessions import read_sessions
 from capture.shelf import Shelf
 from capture.store import Store
 from curate.build import build
@@ -70,7 +71,7 @@ def test_all_weka_sessions_and_agent_tasks_build_and_read_back(imported: Path, s
     dataset = Dataset.open(imported)
     back = {trajectory.session_id: trajectory for trajectory in dataset.trajectories()}
     assert tuple(back) == dataset.session_ids
-    for trajectory in Shelf(store):
+    for trajectory in read_sessions(store, []):
         found = back[trajectory.session_id]
         if trajectory.source == "weka":
             assert found == published(trajectory)

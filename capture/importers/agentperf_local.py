@@ -188,12 +188,8 @@ class _Task:
     def trajectory(self, key: bytes) -> Trajectory:
         requests = tuple(self._request(index) for index in range(len(self.rows)))
         tool_calls = tuple(call for index in range(len(self.rows)) for call in self._tool_calls(index))
-        spent = [(request.t_send_us, request.t_end_us) for request in requests if request.t_end_us is not None]
-        waits = [
-            (request.t_send_us - request.gap_us, request.t_send_us)
-            for request in requests
-            if request.gap_us is not None and request.gap_kind == "tool"
-        ]
+        spent = [span for request in requests if (span := request.call_span) is not None]
+        waits = [span for request in requests if request.gap_kind == "tool" and (span := request.gap_span) is not None]
         first = self.rows[0].messages
         lasting = self.rows[1].messages if len(self.rows) > 1 else first
         return Trajectory(
@@ -260,6 +256,8 @@ class _Task:
             prompt_spans=spans,
             answer_index=answer_index,
             context_event="append" if whole else "edit",
+            relation="start" if before is None else "continue" if whole else "fork",
+            link_confidence=None if before is None else "certain",
             prompt_tokens=row.prompt_tokens,
             cache_read_tokens=None,
             cache_write_tokens=None,

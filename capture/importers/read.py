@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from capture.importers.agentperf_local import SOURCE, import_agentperf_local
+from capture.importers.formats import find_format
 from capture.importers.imported import Imported, ImportFault, native_id
-from capture.importers.weka import import_weka
 from capture.trajectory import Trajectory
 
 
@@ -15,10 +14,13 @@ def read_imported(
     form: str, paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], None] | None = None
 ) -> Imported:
     """Read all of `paths` in the format `form` as one import; ImportFault when any of them is bad."""
-    if form == "weka":
-        return import_weka(paths, key, on_file=on_file)
-    if form != "agentperf-local":
-        raise ImportFault(f"no format {form!r}")
+    return find_format(form).read(paths, key, on_file=on_file)
+
+
+def import_manifests(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], None] | None = None) -> Imported:
+    """AgentPerf Local's manifests as one import; without paths the replay inside the installed package."""
+    from capture.importers.agentperf_local import SOURCE, import_agentperf_local
+
     found: dict[str, Trajectory] = {}
     for manifest in paths or (None,):
         for trajectory in import_agentperf_local(manifest, key, on_file=on_file).trajectories:

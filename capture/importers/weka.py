@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capture.assemble import session_id
+from capture.chain import relation_of
 from capture.importers.imported import Imported, ImportFault, json_fault, native_id
 from capture.intervals import union_length
-from capture.trajectory import CaptureQuality, ContextEvent, Request, Trajectory
+from capture.trajectory import CaptureQuality, ContextEvent, Relation, Request, Trajectory
 
 SOURCE = "weka"
 
@@ -398,7 +399,7 @@ def _trajectory(trace: _Trace, key: bytes, nested: NestedTimes, entry: EntryTime
     index_of = {at: index for index, at in enumerate(order)}
     zero = placed[order[0]].send_us
     requests = tuple(_request(placed, at, index_of, trace.block_size, zero) for at in order)
-    spent = [(request.t_send_us, request.t_end_us) for request in requests if request.t_end_us is not None]
+    spent = [span for request in requests if (span := request.call_span) is not None]
     models = tuple(dict.fromkeys(request.model for request in requests if request.model))
     return Trajectory(
         session_id=session_id(key, native_id(SOURCE, trace.trace_id)),
@@ -413,7 +414,7 @@ def _trajectory(trace: _Trace, key: bytes, nested: NestedTimes, entry: EntryTime
         tool_sets=(),
         requests=requests,
         tool_calls=(),
-        duration_us=max([request.t_send_us for request in requests] + [end for _, end in spent]),
+        duration_us=max([request.sent_us for request in requests] + [end for _, end in spent]),
         api_us=union_length(spent) if spent else None,
         tool_us=None,
         human_us=None,
@@ -442,6 +443,8 @@ def _request(placed: Sequence[_Placed], at: int, index_of: Mapping[int, int], bl
         gap_kind: Literal["unsplit", "none", "spawn"] = "unsplit"
     else:
         gap_kind = "none" if own.path == "main" else "spawn"
+    event: ContextEvent = "append" if before is None else _event(before.call.blocks, call.blocks)
+    first: Relation = "start" if own.parent is None else "subagent"
     return Request(
         request_index=index_of[at],
         agent_path=own.path,
@@ -464,7 +467,9 @@ def _request(placed: Sequence[_Placed], at: int, index_of: Mapping[int, int], bl
         think_us=None,
         prompt_spans=None,
         answer_index=None,
-        context_event="append" if before is None else _event(before.call.blocks, call.blocks),
+        context_event=event,
+        relation=first if before is None else relation_of(event),
+        link_confidence=None if own.parent is None else "certain",
         prompt_tokens=call.tokens_in,
         cache_read_tokens=None,
         cache_write_tokens=None,

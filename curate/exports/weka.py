@@ -86,6 +86,8 @@ def _unfit(request: Request, blocks: PromptBlocks | None) -> str | None:
         request.error is not None and request.answer_index is None
     ):
         return "failed requests"
+    if request.t_send_us is None:
+        return "requests of unknown time"
     if blocks is None and request.prompt_tokens is None:
         return "requests of unknown input length"
     if request.completion_tokens is None and request.answer_index is None:
@@ -98,7 +100,7 @@ def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counte
     if out is None and request.answer_index is not None:
         out = counter.message(trajectory.pool[request.answer_index].message)
     call: Json = {
-        "t": request.t_send_us / 1e6,
+        "t": request.sent_us / 1e6,
         "type": "s" if request.stream else "n",
         "model": request.model,
         "in": blocks.tokens,
@@ -109,9 +111,9 @@ def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counte
         "stop": _STOPS.get(request.stop or "", request.stop or ""),
     }
     if request.t_end_us is not None:
-        call["api_time"] = (request.t_end_us - request.t_send_us) / 1e6
+        call["api_time"] = (request.t_end_us - request.sent_us) / 1e6
     if request.stream and request.t_first_token_us is not None:
-        call["ttft"] = (request.t_first_token_us - request.t_send_us) / 1e6
+        call["ttft"] = (request.t_first_token_us - request.sent_us) / 1e6
     if request.gap_us is not None:
         call["think_time"] = request.gap_us / 1e6
     elif request.gap_kind in ("none", "spawn"):
@@ -122,9 +124,9 @@ def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counte
 def _agent(
     trajectory: Trajectory, requests: list[Request], calls: list[Json], number: int, counter: TokenCounter
 ) -> Json:
-    start_us = requests[0].t_send_us
+    start_us = requests[0].sent_us
     for call, request in zip(calls, requests, strict=True):
-        call["t"] = (request.t_send_us - start_us) / 1e6
+        call["t"] = (request.sent_us - start_us) / 1e6
     ends = [request.t_end_us for request in requests if request.t_end_us is not None]
     entry: Json = {
         "t": start_us / 1e6,
