@@ -1,7 +1,7 @@
-"""The recording reverse proxy: mitmproxy in our own process, with the few addons that relaying needs.
+"""The recording proxy, reverse or forward: mitmproxy in our own process, with the few addons that relaying needs.
 
-mitmproxy asks each of its forty addons twice per hook; a reverse proxy needs three of them. Leaving the others out
-pays for the recording several times over.
+mitmproxy asks each of its forty addons twice per hook; a proxy needs three of them. Leaving the others out pays for
+the recording several times over.
 """
 
 # mitmproxy leaves half of its master's methods without types.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,25 +21,63 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mitmproxy import http, options, tls
-from mitmproxy.addons import tlsconfig
+from mitmproxy import options
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.certs import CertStoreEntry
 from mitmproxy.tools.dump import DumpMaster
 
-from capture.recorder import Recorder, open_journal
-from capture.secret import without_secrets
+from capture.counters import Counters, Gauges
+from capture.door import Door, ForwardDoor, ReverseDoor
+from capture.forward import Authority, load_certificate, load_store, prepare_ca
+from capture.gate import LOOPBACK, Gate
+from capture.handshake import Handshake
+from capture.model_hosts import ModelHosts
+from capture.pause import is_paused
+from capture.people import FILE_NAME as PEOPLE_FILE
+from capture.people import People, PeopleError
+from capture.recorder import Recorder, open_journals
+from capture.relay import correct
+from capture.rotation import Journals
 from capture.store import Store
 from capture.upstream import Routes
 
-_KEPT_ADDONS = frozenset({"proxyserver", "nextlayer", "disableh2c"})
-_IDLE_TIMEOUT_S = 7 * 86_400  # an agent may think, or be thought for, longer than mitmproxy's ten minutes
-_GRACE_S = 5.0
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_KEPT_ADDONS = ("proxyserver", "nextlayer", "disableh2c")
+_LOOK_S = 0.5
+_SIZE_LOOKS = 20  # the sizes of a large store's files are asked for once in so many looks
+
+_HOW_TO_MAKE_A_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -keyout key.pem "
+    "-out cert.pem -subj /CN=HOST -addext subjectAltName=DNS:HOST -addext keyUsage=digitalSignature,keyCertSign"
+)
 
 
 class ListenError(OSError):
-    """The address cannot be listened on."""
+    """The address cannot be listened on, or not safely."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What a recorder is asked to do."""
+
+    routes: Routes
+    listen: tuple[str, int]
+    mode: Literal["reverse", "forward"] = "reverse"
+    hosts: tuple[str, ...] = ()  # model hosts besides the known ones; forward mode
+    certificate: tuple[Path, Path] | None = None  # certificate and key of the recorder itself, PEM
+    public_hosts: tuple[str, ...] = ()
+    require_token: bool = False
+    grace_s: float  # how long a stop waits for streams
+    idle_timeout_s: int  # of a connection on which nothing passes
+    label: str = ""
+    notes: tuple[tuple[str, str], ...] = ()  # into what the journal says about itself
+    stop_with_stdin: bool = False
+
+    @property
+    def off_loopback(self) -> bool:
+        """Whether others than this machine can connect."""
+        return self.listen[0] not in LOOPBACK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,47 +90,14 @@ class Served:
     fault: str | None  # why recording stopped before the end; None if it did not
 
 
-class Router:
-    """Sends each request to its upstream and refuses what did not come from this machine."""
-
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
-
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Set the destination before the recorder looks at the request."""
-        request = flow.request
-        if not _is_local(request.headers.get("host", "")) or not _is_local_origin(request.headers.get("origin")):
-            # A web page may reach loopback by a name of its own (DNS rebinding); an agent never does.
-            flow.response = _refusal(403, "this recorder answers agents on this machine only")
-            return
-        found = self._routes.target(request.path)
-        if found is None:
-            wanted = without_secrets(request.path)  # the refusal is recorded like any answer
-            flow.response = _refusal(404, f"no upstream for {wanted!r}; known: {self._routes.describe()}")
-            return
-        upstream, path = found
-        request.data.host, request.data.port = upstream.host, upstream.port
-        request.scheme = upstream.scheme
-        request.headers["Host"] = upstream.authority
-        request.authority = ""  # of a target in absolute form: an origin server is asked by its path alone
-        request.path = path
-
-
-class _UpstreamTls:
-    """TLS towards upstreams only: the whole addon would make a certificate authority that nobody uses."""
-
-    def __init__(self) -> None:
-        self._config = tlsconfig.TlsConfig()
-
-    def tls_start_server(self, data: tls.TlsData) -> None:
-        self._config.tls_start_server(data)
-
-
 class _Ready:
-    def __init__(self, master: DumpMaster, proxyserver: Proxyserver, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self, master: DumpMaster, proxyserver: Proxyserver, on_ready: Callable[[str], None], scheme: str
+    ) -> None:
         self._master = master
         self._proxyserver = proxyserver
         self._on_ready = on_ready
+        self._scheme = scheme
         self.listening = False
         self.fault: Exception | None = None  # of `on_ready`: mitmproxy would swallow it
 
@@ -104,7 +109,7 @@ class _Ready:
         self.listening = True
         host, port = addresses[0][:2]
         try:
-            self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            self._on_ready(f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}")
         except Exception as fault:  # noqa: BLE001 - raised again once everything is down
             self.fault = fault
             self._master.shutdown()
@@ -121,43 +126,122 @@ class _LastError(logging.Handler):
         self.text = record.getMessage().partition("\n")[0]
 
 
-def serve(
-    routes: Routes,
-    *,
-    store: Store,
-    listen: tuple[str, int],
-    on_ready: Callable[[str], None],
-    on_fault: Callable[[str], None],
-    label: str = "",
-    stop_with_stdin: bool = False,
-) -> Served:
-    """Relay and record until SIGTERM or SIGINT (or until stdin ends). ListenError where the port is not to be had.
+class _Watch:
+    """What lies on disk and may change meanwhile, looked at by a thread of its own: no hook waits for it."""
 
-    `on_ready` gets the base URL once connections are accepted. A second signal stops without waiting for streams.
-    """
-    if listen[0] not in _LOOPBACK:
-        raise ListenError(
-            f"{listen[0]} is not a loopback address: keys would cross the network in clear, since the recorder "
-            "does not speak TLS to agents yet; listen on 127.0.0.1"
+    def __init__(self, store: Store, journals: Journals) -> None:
+        self._store = store
+        self._journals = journals
+        self._stop = threading.Event()
+        self._people_changed_ns = 0
+        self._looks = 0
+        self._paused = False
+        self._journal_bytes = 0
+        self._disk_free_bytes: int | None = None
+        self.people = People.load(store)
+        self.gate: Gate | None = None
+        self._look()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def gauges(self) -> Gauges:
+        return Gauges(
+            recording=self._journals.fault is None,
+            paused=self._paused,
+            queue_bytes=self._journals.waiting_bytes,
+            journal_bytes=self._journal_bytes,
+            disk_free_bytes=self._disk_free_bytes,
+            gaps=self._journals.gap_kinds,
         )
+
+    def health(self) -> str | None:
+        # The journal's own sentence names a path: nothing for whoever may ask.
+        return None if self._journals.fault is None else "the store cannot be written; relaying goes on unrecorded"
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            with contextlib.suppress(OSError, PeopleError):  # an unreadable file changes nothing
+                self._look()
+
+    def _look(self) -> None:
+        self._paused = is_paused(self._store.path)
+        if self._looks % _SIZE_LOOKS == 0:
+            journals = self._store.path.glob("journal-*")
+            self._journal_bytes = sum(file.stat().st_size for file in journals if file.suffix != ".lock")
+            self._disk_free_bytes = shutil.disk_usage(self._store.path).free
+        self._looks += 1
+        try:
+            changed_ns = (self._store.path / PEOPLE_FILE).stat().st_mtime_ns
+        except FileNotFoundError:
+            changed_ns = 0
+        if changed_ns != self._people_changed_ns:
+            self.people = People.load(self._store)
+            self._people_changed_ns = changed_ns
+            if self.gate is not None:
+                self.gate.people = self.people
+
+
+def serve(
+    service: Service, *, store: Store, on_ready: Callable[[str], None], on_fault: Callable[[str], None]
+) -> Served:
+    """Relay and record until SIGTERM or SIGINT (or until stdin ends). ListenError where the address is not to be had.
+
+    `on_ready` gets the base or proxy URL once connections are accepted. A second signal stops without waiting for
+    streams. PeopleError where the store's tokens cannot be read.
+    """
+    own = _own_certificate(service)
+    authority = prepare_ca(store.path / "ca") if service.mode == "forward" else None
     # The writer's thread gives way at once to the thread that relays; the default is 5 ms.
     sys.setswitchinterval(0.001)
-    journal = open_journal(store, mode="reverse", on_fault=on_fault, upstreams=routes.describe(), label=label)
+    journals = open_journals(
+        store,
+        mode=service.mode,
+        on_fault=on_fault,
+        upstreams=service.routes.describe(),
+        label=service.label,
+        **dict(service.notes),
+    )
     try:
-        asyncio.run(_serve(routes, Recorder(journal), listen, on_ready, stop_with_stdin=stop_with_stdin))
+        watch = _Watch(store, journals)
+        try:
+            asyncio.run(_serve(service, journals, watch, own, authority, on_ready))
+        finally:
+            watch.close()
     finally:
-        journal.close()
-    return Served(journal=journal.path, exchanges=journal.exchanges, gaps=journal.gaps, fault=journal.fault)
+        journals.close()
+    return Served(journal=journals.paths[-1], exchanges=journals.exchanges, gaps=journals.gaps, fault=journals.fault)
+
+
+def _own_certificate(service: Service) -> CertStoreEntry | None:
+    host = service.listen[0]
+    if service.certificate is None:
+        if service.off_loopback:
+            raise ListenError(
+                f"{host} is not a loopback address: keys would cross the network in clear. Give --tls-cert and "
+                f"--tls-key (one is made by `{_HOW_TO_MAKE_A_CERTIFICATE}`), or listen on 127.0.0.1"
+            )
+        return None
+    if service.off_loopback and not service.public_hosts:
+        raise ListenError(f"{host} is not a loopback address: say by --public-host NAME how agents call this machine")
+    try:
+        return load_certificate(*service.certificate)
+    except (OSError, ValueError) as fault:
+        raise ListenError(f"the certificate is not usable: {fault}") from fault
 
 
 async def _serve(
-    routes: Routes,
-    recorder: Recorder,
-    listen: tuple[str, int],
+    service: Service,
+    journals: Journals,
+    watch: _Watch,
+    own: CertStoreEntry | None,
+    authority: Authority | None,
     on_ready: Callable[[str], None],
-    *,
-    stop_with_stdin: bool,
 ) -> None:
+    correct()
     last_error = _LastError()
     logging.getLogger().addHandler(last_error)
     logging.getLogger().setLevel(logging.ERROR)
@@ -165,22 +249,36 @@ async def _serve(
     proxyserver = master.addons.get("proxyserver")
     assert isinstance(proxyserver, Proxyserver)
     master.addons.get("errorcheck").logger.uninstall()
+    counters = Counters()
+    gate = watch.gate = Gate(
+        people=watch.people,
+        counters=counters,
+        health=watch.health,
+        gauges=watch.gauges,
+        public_hosts=frozenset({*service.public_hosts, service.listen[0]}),
+        require_token=service.require_token or service.off_loopback,
+    )
+    recorder = Recorder(journals, counters)
+    ready = _Ready(master, proxyserver, on_ready, "https" if own is not None else "http")
+    handshake = Handshake(own, load_store(authority) if authority is not None else None)
+    door = _door(service, gate, counters, proxyserver)
     # Not by addons.remove(): that runs the `done` of addons that never ran.
-    master.addons.lookup = {name: addon for name, addon in master.addons.lookup.items() if name in _KEPT_ADDONS}
-    master.addons.chain = list(master.addons.lookup.values())
-    ready = _Ready(master, proxyserver, on_ready)
-    master.addons.add(_UpstreamTls(), Router(routes), recorder, ready)
-    upstream = routes.any
-    host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+    master.addons.lookup = {name: master.addons.lookup[name] for name in _KEPT_ADDONS}
+    kept = list(master.addons.lookup.values())
+    master.addons.add(door, handshake, recorder, ready)
+    master.addons.chain = [door, *kept, handshake, recorder, ready]  # the door decides on layers before mitmproxy does
     master.options.update(
-        mode=[f"reverse:http://{host}:{upstream.port}"],
-        listen_host=listen[0],
-        listen_port=listen[1],
-        connection_strategy="lazy",
-        keep_host_header=True,  # the router sets it, after a look at what the agent sent
+        mode=["regular"] if service.mode == "forward" else [_reverse_mode(service.routes)],
+        listen_host=service.listen[0],
+        listen_port=service.listen[1],
+        # Lazy towards model hosts in either mode; a tunnel to another host is opened before it is promised.
+        connection_strategy="eager" if service.mode == "forward" else "lazy",
+        keep_host_header=True,  # the door sets it, after a look at what the agent sent
         validate_inbound_headers=False,  # what a direct connection would have let through passes here too
-        tcp_timeout=_IDLE_TIMEOUT_S,
-        ssl_verify_upstream_trusted_ca=os.environ.get("SSL_CERT_FILE") or None,
+        tcp_timeout=service.idle_timeout_s,
+        ssl_verify_upstream_trusted_ca=(
+            str(authority.roots_pem) if authority is not None else os.environ.get("SSL_CERT_FILE") or None
+        ),
         confdir=str(Path(tempfile.gettempdir()) / f"agentdyno-never-made-{os.getpid()}"),
     )
     stopping = asyncio.Event()
@@ -193,9 +291,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    if stop_with_stdin:
+    if service.stop_with_stdin:
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
-    ending = asyncio.create_task(_end(stopping, proxyserver, recorder, master))
+    ending = asyncio.create_task(_end(stopping, proxyserver, recorder, master, service.grace_s))
     gc.collect()
     gc.freeze()  # what was made so far stays; collections need not walk it again
     running = asyncio.create_task(master.run())
@@ -207,13 +305,38 @@ async def _serve(
     if ready.fault is not None:
         raise ready.fault
     if not ready.listening:
-        raise ListenError(f"cannot listen on {listen[0]}:{listen[1]}: {last_error.text}; name another port, or 0")
+        raise ListenError(
+            f"cannot listen on {service.listen[0]}:{service.listen[1]}: {last_error.text}; name another port, or 0"
+        )
 
 
-async def _end(stopping: asyncio.Event, proxyserver: Proxyserver, recorder: Recorder, master: DumpMaster) -> None:
+def _door(service: Service, gate: Gate, counters: Counters, proxyserver: Proxyserver) -> Door:
+    tls_only = service.off_loopback
+    if service.mode == "reverse":
+        return ReverseDoor(gate, counters, proxyserver, service.routes, tls_only=tls_only)
+    return ForwardDoor(
+        gate,
+        counters,
+        proxyserver,
+        service.routes,
+        ModelHosts.of((*service.hosts, *(name for name, _ in service.routes.by_segment))),
+        open_to_all_hosts=not service.off_loopback,
+        tls_only=tls_only,
+    )
+
+
+def _reverse_mode(routes: Routes) -> str:
+    upstream = routes.any
+    host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+    return f"reverse:http://{host}:{upstream.port}"
+
+
+async def _end(
+    stopping: asyncio.Event, proxyserver: Proxyserver, recorder: Recorder, master: DumpMaster, grace_s: float
+) -> None:
     await stopping.wait()
     await proxyserver.servers.update([])
-    deadline = asyncio.get_running_loop().time() + _GRACE_S
+    deadline = asyncio.get_running_loop().time() + grace_s
     while recorder.in_flight and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - hooks wake nobody
         await asyncio.sleep(0.05)
     master.shutdown()
@@ -225,19 +348,3 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> N
             pass
     with contextlib.suppress(RuntimeError):  # the loop is closed already
         loop.call_soon_threadsafe(stop)
-
-
-def _is_local(authority: str) -> bool:
-    host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
-    return not host or host.lower() in _LOOPBACK
-
-
-def _is_local_origin(origin: str | None) -> bool:
-    if origin is None or not origin.startswith(("http://", "https://")):
-        return True  # none, `null`, or an editor's own scheme
-    return _is_local(origin.partition("://")[2])
-
-
-def _refusal(status: int, sentence: str) -> http.Response:
-    body = json.dumps({"error": {"type": "agentdyno_recorder", "message": f"agentdyno: {sentence}"}})
-    return http.Response.make(status, body, {"content-type": "application/json"})

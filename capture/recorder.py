@@ -15,22 +15,48 @@ from pathlib import Path
 from mitmproxy import connection, http
 from mitmproxy.version import VERSION as MITMPROXY_VERSION
 
+from capture.counters import Counters
 from capture.exchange import Outcome
 from capture.journal import FROM_AGENT, FROM_UPSTREAM, JournalWriter
+from capture.rotation import Journals
 from capture.store import Store
 
-RECORDER_VERSION = "1"
-"""Counts changes in what a recording means, not releases."""
+RECORDER_VERSION = "2"
+"""Counts changes in what a recording means, not releases. 2: forward mode, telemetry, people."""
+
+PASSAGE = "agentdyno"
+"""Where a flow's metadata hold its `Passage`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """How a request came through the gate; a flow without one is recorded as mitmproxy shows it."""
+
+    route: str  # for the counters; empty: an answer of the recorder's own, not counted
+    host: str | None = None  # host:port as the agent meant it, where that is not where the request goes
+    path: str | None = None  # likewise
+    contributor: str | None = None
+    consent: str | None = None
+    person_label: str | None = None  # for the counters
+    recorded: bool = True
+
+
+_PLAIN = Passage(route="any")
+_ABNORMAL_CLOSURE = 1006
 
 
 @dataclass(slots=True, eq=False)
 class _Open:
     """An exchange that has not ended."""
 
-    number: int
+    journal: JournalWriter  # it stays in this one, whichever is the current one later
+    number: int  # 0: the journal does not know it
     client_id: str
+    route: str
     sent: bool = False
-    off: bool = False  # the recorder failed inside this exchange; the rest of it is relayed only
+    off: bool = True  # not recorded, or not any more: relayed only
+    received: int = 0  # bytes of the response
+    status: int | None = None
 
 
 @dataclass(slots=True)
@@ -53,8 +79,9 @@ class _Guard:
 class Recorder:
     """The addon. Its hooks only stamp and enqueue; `done` closes the journal."""
 
-    def __init__(self, journal: JournalWriter) -> None:
-        self._journal = journal
+    def __init__(self, journals: Journals, counters: Counters | None = None) -> None:
+        self._journals = journals
+        self._counters = counters if counters is not None else Counters()
         self._open: dict[str, _Open] = {}
 
     @property
@@ -66,26 +93,33 @@ class Recorder:
         """The request's headers are in: the exchange begins."""
         at_ns = time.monotonic_ns()
         with _Guard(self):
-            request = flow.request
-            number = self._journal.send(
-                at_ns=at_ns,
-                connection=flow.client_conn.id,
-                method=request.method,
-                host=f"{request.host}:{request.port}",
-                path=request.path,
-                headers=request.headers.fields,
-            )
-            self._open[flow.id] = _Open(number, flow.client_conn.id)
+            passage: Passage = flow.metadata.get(PASSAGE, _PLAIN)
+            entry = _Open(self._journals.current, 0, flow.client_conn.id, passage.route)
+            self._open[flow.id] = entry
+            self._counters.in_flight += 1
+            if passage.person_label is not None:
+                self._counters.by_person[passage.person_label] += 1
+            if not passage.recorded:
+                return
+            entry.number = self._send(entry.journal, flow, passage, at_ns)
+            if entry.number:
+                entry.off = False
+            else:
+                self._counters.passed["paused"] += 1
 
     def request(self, flow: http.HTTPFlow) -> None:
         """The request is complete."""
         at_ns = time.monotonic_ns()
         entry = self._open.get(flow.id)
-        if entry is None or entry.off:
+        if entry is None:
+            return
+        entry.sent = True
+        if entry.off:
             return
         with _Guard(self, entry):
-            self._journal.sent(entry.number, at_ns=at_ns, body=flow.request.raw_content or b"")
-            entry.sent = True
+            body = flow.request.raw_content or b""
+            self._counters.request_bytes += len(body)
+            entry.journal.sent(entry.number, at_ns=at_ns, body=body)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """The response's headers are in; its body will be streamed."""
@@ -94,14 +128,15 @@ class Recorder:
         response = flow.response
         if response is None:
             return
-        if entry is None:
+        if entry is None or entry.off:
             response.stream = True  # even what is not recorded must not be held
+            if entry is not None:
+                entry.status = response.status_code
             return
         response.stream = self._tap(entry)
-        if entry.off:
-            return
+        entry.status = response.status_code
         with _Guard(self, entry):
-            self._journal.headers(
+            entry.journal.headers(
                 entry.number, at_ns=at_ns, status=response.status_code, headers=response.headers.fields
             )
 
@@ -114,7 +149,7 @@ class Recorder:
         with _Guard(self, entry):
             content = flow.response.raw_content if flow.response is not None else None
             if content and not entry.off:  # not streamed: an answer of our own, such as 404
-                self._journal.read(entry.number, at_ns, content)
+                entry.journal.read(entry.number, at_ns, content)
         if flow.websocket is None:
             self._end(flow.id, at_ns, "complete", None)
 
@@ -136,11 +171,22 @@ class Recorder:
             return
         with _Guard(self, entry):
             kind = FROM_AGENT if message.from_client else FROM_UPSTREAM
-            self._journal.read(entry.number, at_ns, message.content, kind)
+            if message.from_client:
+                self._counters.request_bytes += len(message.content)
+            else:
+                entry.received += len(message.content)
+            entry.journal.read(entry.number, at_ns, message.content, kind)
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
-        """The WebSocket is closed."""
-        self._end(flow.id, time.monotonic_ns(), "complete", None)
+        """The WebSocket is closed: in order, or by a side that was simply gone (close code 1006, RFC 6455 7.1.5)."""
+        at_ns = time.monotonic_ns()
+        socket = flow.websocket
+        if socket is None or socket.close_code != _ABNORMAL_CLOSURE:
+            self._end(flow.id, at_ns, "complete", None)
+        elif socket.closed_by_client:
+            self._end(flow.id, at_ns, "client_aborted", "WebSocket: Client disconnected.")
+        else:
+            self._end(flow.id, at_ns, "upstream_cut", "WebSocket: the upstream closed the connection")
 
     def client_disconnected(self, client: connection.Client) -> None:
         """The agent's connection is gone; whatever of it is still open will get no other hook."""
@@ -149,16 +195,47 @@ class Recorder:
             self._end(flow_id, at_ns, "client_aborted", "Client disconnected.")
 
     def done(self) -> None:
-        """mitmproxy shuts down."""
-        self._journal.close()
+        """mitmproxy shuts down; what still runs is cut by it, not by its own sides."""
+        at_ns = time.monotonic_ns()
+        for entry in self._open.values():
+            with _Guard(self):
+                if not entry.off:
+                    entry.journal.gap(entry.number, at_ns=at_ns, kind="killed", lost_bytes=None)
+        self._journals.close()
+
+    @staticmethod
+    def _send(journal: JournalWriter, flow: http.HTTPFlow, passage: Passage, at_ns: int) -> int:
+        request = flow.request
+        host = passage.host or f"{request.host}:{request.port}"
+        path = request.path if passage.path is None else passage.path
+        if passage.contributor is None:
+            return journal.send(
+                at_ns=at_ns,
+                connection=flow.client_conn.id,
+                method=request.method,
+                host=host,
+                path=path,
+                headers=request.headers.fields,
+            )
+        return journal.send(
+            at_ns=at_ns,
+            connection=flow.client_conn.id,
+            method=request.method,
+            host=host,
+            path=path,
+            headers=request.headers.fields,
+            contributor=passage.contributor,
+            consent=passage.consent,
+        )
 
     def _tap(self, entry: _Open) -> Callable[[bytes], bytes]:
-        read, now, number = self._journal.read, time.monotonic_ns, entry.number
+        read, now, number = entry.journal.read, time.monotonic_ns, entry.number
 
         def tap(data: bytes) -> bytes:
             if data and not entry.off:
                 try:
                     read(number, now(), data)
+                    entry.received += len(data)
                 except Exception:  # noqa: BLE001 - an exception would drop this chunk from the agent's stream
                     self.lose(entry, len(data))
             return data
@@ -179,24 +256,29 @@ class Recorder:
         if entry is None:
             return
         with _Guard(self, entry):
-            self._journal.end(entry.number, at_ns=at_ns, outcome=outcome, error=error)
+            self._counters.in_flight -= 1
+            if entry.route:
+                self._counters.ended(entry.route, entry.status, outcome)
+            self._counters.response_bytes += entry.received
+            if entry.number:
+                entry.journal.end(entry.number, at_ns=at_ns, outcome=outcome, error=error)
 
     def lose(self, entry: _Open | None, lost_bytes: int | None = None) -> None:
         """Mark a gap and record no more of this exchange; never raises."""
         try:
             if entry is not None:
                 entry.off = True
-            number = entry.number if entry is not None else None
-            self._journal.gap(number, at_ns=time.monotonic_ns(), kind="recorder_error", lost_bytes=lost_bytes)
+            number = (entry.number or None) if entry is not None else None
+            journal = entry.journal if entry is not None else self._journals.current
+            journal.gap(number, at_ns=time.monotonic_ns(), kind="recorder_error", lost_bytes=lost_bytes)
         except Exception:  # noqa: BLE001, S110 - nothing is left to tell it to; relaying goes on
             pass
 
 
-def open_journal(store: Store, *, mode: str, on_fault: Callable[[str], None], **meta: str) -> JournalWriter:
-    """A new journal in `store` that says how it was recorded."""
-    return JournalWriter(
-        store.path,
-        key=store.key,
+def open_journals(store: Store, *, mode: str, on_fault: Callable[[str], None], **meta: str) -> Journals:
+    """New journals in `store` that say how they were recorded. OSError where none can be begun."""
+    return Journals(
+        store,
         meta={"recorder": RECORDER_VERSION, "mitmproxy": MITMPROXY_VERSION, "mode": mode, **meta},
         on_fault=on_fault,
     )
@@ -210,4 +292,4 @@ def recorder_for(path: Path) -> Recorder:
 
         logging.getLogger(__name__).error("recording stopped, relaying goes on: %s", sentence)
 
-    return Recorder(open_journal(Store.open(path, create=True), mode="script", on_fault=loud))
+    return Recorder(open_journals(Store.open(path, create=True), mode="script", on_fault=loud))

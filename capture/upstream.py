@@ -80,6 +80,10 @@ class Routes:
             return self.default, self.default.prefix + path
         return None
 
+    def for_host(self, host: str) -> Upstream | None:
+        """In a forward proxy a route's name is a model host: where its calls go instead; None: to the host itself."""
+        return next((upstream for name, upstream in self.by_segment if name == host), self.default)
+
     def describe(self) -> str:
         """For people and for the journal: which path goes where, without a key that an upstream's path holds."""
         named = [*self.by_segment, *([("", self.default)] if self.default is not None else [])]

@@ -108,9 +108,9 @@ def running_upstream() -> Iterator[Upstream]:
         loop.close()
 
 
-def agentdyno(*arguments: str) -> list[str]:
-    """The command line of agentdyno in this interpreter."""
-    return [sys.executable, "-c", "from agentdyno import main; main()", *arguments]
+def agentdyno(*arguments: str, planted: str = "") -> list[str]:
+    """The command line of agentdyno in this interpreter; `planted` is Python that runs before it."""
+    return [sys.executable, "-c", f"{planted}\nfrom agentdyno import main; main()", *arguments]
 
 
 @dataclass
@@ -142,7 +142,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], stderr: Path) -> str:
 
 @contextmanager
 def running_serve(
-    folder: Path, *arguments: str, name: str = "serve", limit_bytes: int | None = None
+    folder: Path, *arguments: str, name: str = "serve", limit_bytes: int | None = None, planted: str = ""
 ) -> Iterator[Served]:
     """`capture serve --store FOLDER/store …`, killed at the end if it still runs; `limit_bytes` is of each file."""
     ready, stderr = folder / f"{name}.ready", folder / f"{name}.stderr"
@@ -155,7 +155,10 @@ def running_serve(
 
     with stderr.open("wb") as log:
         process = subprocess.Popen(
-            agentdyno("capture", "serve", "--store", str(folder / "store"), "--ready-file", str(ready), *arguments),
+            agentdyno(
+                *("capture", "serve", "--store", str(folder / "store"), "--ready-file", str(ready), *arguments),
+                planted=planted,
+            ),
             stdout=subprocess.DEVNULL,
             stderr=log,
             preexec_fn=limit if limit_bytes is not None else None,

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("capture", "curate", "replay")
 MAY_IMPORT = {"capture": {"capture"}, "curate": {"curate", "capture"}, "replay": {"replay", "curate", "capture"}}
 ONLY_IN = {
-    "mitmproxy": {"capture/recorder.py", "capture/proxy.py"},
+    "mitmproxy": {
+        *("capture/recorder.py", "capture/proxy.py", "capture/door.py"),
+        *("capture/relay.py", "capture/handshake.py", "capture/forward.py"),
+    },
     "datasets": {"curate/publish.py"},
     "pynvml": {"replay/power/nvml.py"},
 }
@@ -108,7 +111,13 @@ def test_no_module_is_named_for_no_idea() -> None:
 
 # What the command line of a stage imports, anywhere and however late, must come with the stage's extra.
 EXTRAS_OF = {"capture": ("capture",), "curate": ("curate",), "replay": ("replay", "engine")}
-DISTRIBUTION_OF = {"pynvml": "nvidia-ml-py", "tiktoken_ext": "tiktoken", "requests": "tiktoken"}
+DISTRIBUTION_OF = {
+    "pynvml": "nvidia-ml-py",
+    "tiktoken_ext": "tiktoken",
+    "requests": "tiktoken",
+    "opentelemetry": "opentelemetry-proto",
+    "google": "opentelemetry-proto",
+}
 
 
 def reached_from(module: str, seen: set[str]) -> set[str]:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import http.client
 import itertools
 import os
 import signal
 import socket
-import ssl
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from capture.exchange import Exchange
 from capture.store import Store
+from tests.certificates import make_certificates, tls_front
 from tests.sse_upstream import GZIP_BODY, ROOT, Served, Upstream, agentdyno, running_serve, running_upstream, wait_for
 
 KEY = "sk-secret-value-0123456789abcdef"
@@ -248,24 +240,6 @@ def test_cuts_are_told_apart_by_who_cut(serve: Served, tmp_path: Path) -> None:
     assert aborted.reads
 
 
-def test_sigkill_in_mid_stream_leaves_the_request_and_what_had_arrived(tmp_path: Path, upstream: Upstream) -> None:
-    with running_serve(tmp_path, "--upstream", upstream.url) as served:
-        connection = connect(served)
-        connection.request("POST", "/slow/1000/20", body=b'{"long": "%s"}' % (b"y" * 5000))
-        response = connection.getresponse()
-        while b'"number": 30}' not in response.readline():
-            pass
-        wait_until_recorded(tmp_path, "/slow/1000/20", b'"number": 30}')
-        served.stop(signal.SIGKILL)
-        connection.close()
-    (exchange,) = exchanges(tmp_path)
-    assert exchange.outcome == "open"
-    assert exchange.request_body == b'{"long": "%s"}' % (b"y" * 5000)
-    assert b'"number": 30}' in body_of(exchange)
-    assert [gap.kind for gap in exchange.gaps] == ["killed"]
-    assert exchange.t_end_ns is None
-
-
 def test_a_stop_lets_a_running_stream_end(serve: Served, tmp_path: Path) -> None:
     connection = connect(serve)
     connection.request("GET", "/slow/20/50")
@@ -448,77 +422,3 @@ def test_an_upstream_with_tls_is_verified_and_recorded(
     assert refused.outcome == "upstream_refused"
     assert "certificate" in (refused.error or "").lower()
     assert (complete.outcome, complete.host) == ("complete", f"localhost:{port}")
-
-
-def make_certificates(folder: Path) -> tuple[Path, Path]:
-    """A certificate authority of our own, and key and certificate of localhost in one file."""
-    now = datetime.datetime.now(datetime.UTC)
-    pem = serialization.Encoding.PEM
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-
-    def certificate(subject: x509.Name, public: ec.EllipticCurvePublicKey, *, authority: bool) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
-        )
-        if not authority:
-            builder = builder.add_extension(names, critical=False)
-        return builder.sign(key, hashes.SHA256()).public_bytes(pem)
-
-    leaf_key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    private = leaf_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "authority.pem").write_bytes(certificate(issuer, key.public_key(), authority=True))
-    (folder / "leaf.pem").write_bytes(private + certificate(subject, leaf_key.public_key(), authority=False))
-    return folder / "authority.pem", folder / "leaf.pem"
-
-
-@contextmanager
-def tls_front(leaf: Path, port: int) -> Iterator[int]:
-    """A TLS server that hands its connections on to a plain one."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(leaf)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def copy(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        for side in (source, target):
-            with contextlib.suppress(OSError):
-                side.shutdown(socket.SHUT_RDWR)
-
-    def accept() -> None:
-        while True:
-            try:
-                raw, _ = listener.accept()
-            except OSError:
-                return
-            with (
-                raw,
-                contextlib.suppress(OSError),
-                context.wrap_socket(raw, server_side=True) as secure,
-                socket.create_connection(("127.0.0.1", port)) as plain,
-            ):
-                back = threading.Thread(target=copy, args=(plain, secure))
-                back.start()
-                copy(secure, plain)
-                back.join()
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(10)

@@ -14,15 +14,15 @@ from mitmproxy.websocket import WebSocketMessage
 from wsproto.frame_protocol import Opcode
 
 from capture.exchange import Exchange
-from capture.journal import JournalWriter
-from capture.recorder import Recorder, open_journal
+from capture.recorder import Recorder, open_journals
+from capture.rotation import Journals
 from capture.store import Store
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[JournalWriter]:
+def journal(tmp_path: Path) -> Iterator[Journals]:
     store = Store.open(tmp_path / "store", create=True)
-    writer = open_journal(store, mode="reverse", on_fault=pytest.fail)
+    writer = open_journals(store, mode="reverse", on_fault=pytest.fail)
     yield writer
     writer.close()
 
@@ -47,7 +47,7 @@ def answer(recorder: Recorder, flow: http.HTTPFlow) -> http.Response:
     return flow.response
 
 
-def test_the_tap_returns_the_very_object_it_was_given(journal: JournalWriter, tmp_path: Path) -> None:
+def test_the_tap_returns_the_very_object_it_was_given(journal: Journals, tmp_path: Path) -> None:
     recorder = Recorder(journal)
     flow = request(recorder)
     tap = answer(recorder, flow).stream
@@ -63,7 +63,7 @@ def test_the_tap_returns_the_very_object_it_was_given(journal: JournalWriter, tm
 
 
 def test_a_fault_inside_costs_the_recording_and_no_chunk(
-    journal: JournalWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    journal: Journals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(journal)
     flow = request(recorder)
@@ -73,7 +73,7 @@ def test_a_fault_inside_costs_the_recording_and_no_chunk(
         calls.append(data)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(journal, "read", failing)
+    monkeypatch.setattr(journal.current, "read", failing)
     tap = answer(recorder, flow).stream
     assert callable(tap)
     chunks = [b"%d" % number for number in range(30)]
@@ -86,13 +86,13 @@ def test_a_fault_inside_costs_the_recording_and_no_chunk(
 
 
 def test_even_a_journal_that_refuses_everything_holds_nobody_up(
-    journal: JournalWriter, monkeypatch: pytest.MonkeyPatch
+    journal: Journals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> int:
         raise OSError("no")
 
     for name in ("send", "sent", "headers", "read", "end", "gap"):
-        monkeypatch.setattr(journal, name, refuse)
+        monkeypatch.setattr(journal.current, name, refuse)
     recorder = Recorder(journal)
     flow = request(recorder)
     response = answer(recorder, flow)
@@ -101,7 +101,7 @@ def test_even_a_journal_that_refuses_everything_holds_nobody_up(
     recorder.error(flow)
 
 
-def test_an_answer_of_the_proxys_own_is_recorded_too(journal: JournalWriter, tmp_path: Path) -> None:
+def test_an_answer_of_the_proxys_own_is_recorded_too(journal: Journals, tmp_path: Path) -> None:
     recorder = Recorder(journal)
     flow = request(recorder)
     flow.response = http.Response.make(404, b"no route")
@@ -111,7 +111,7 @@ def test_an_answer_of_the_proxys_own_is_recorded_too(journal: JournalWriter, tmp
     assert (exchange.status, b"".join(read.data for read in exchange.reads)) == (404, b"no route")
 
 
-def test_websocket_messages_are_recorded_and_not_kept_in_memory(journal: JournalWriter, tmp_path: Path) -> None:
+def test_websocket_messages_are_recorded_and_not_kept_in_memory(journal: Journals, tmp_path: Path) -> None:
     recorder = Recorder(journal)
     flow = tflow.twebsocketflow(messages=False)
     recorder.requestheaders(flow)
@@ -143,7 +143,7 @@ def test_websocket_messages_are_recorded_and_not_kept_in_memory(journal: Journal
     ids=["refused", "cut before headers", "cut in the body", "client says so", "client is gone"],
 )
 def test_who_cut(
-    journal: JournalWriter,
+    journal: Journals,
     tmp_path: Path,
     answered: bool,
     connected: float | None,
@@ -163,7 +163,7 @@ def test_who_cut(
     assert (exchange.outcome, exchange.error) == (outcome, message)
 
 
-def test_a_connection_that_goes_away_ends_what_was_open_on_it(journal: JournalWriter, tmp_path: Path) -> None:
+def test_a_connection_that_goes_away_ends_what_was_open_on_it(journal: Journals, tmp_path: Path) -> None:
     recorder = Recorder(journal)
     flow, other = request(recorder), request(recorder)
     other.client_conn.id = flow.client_conn.id + "-other"
