@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from capture.commands import keep, record, sessions
+from capture.commands import keep, record, run, sessions, team
 
 
 @click.group()
@@ -12,5 +12,5 @@ def capture() -> None:
     """Record real coding-agent sessions, or import recorded ones."""
 
 
-for command in (*record.COMMANDS, *sessions.COMMANDS, *keep.COMMANDS):
+for command in (*record.COMMANDS, *run.COMMANDS, *sessions.COMMANDS, *keep.COMMANDS, *team.COMMANDS):
     capture.add_command(command)

@@ -1,324 +1,326 @@
-"""Runs an agent behind a recorder of its own: base URLs in its environment, the terminal in its hands.
+"""Runs an agent behind a recorder of its own: how it is told, and what is noted about the start.
 
-The recorder is a process in a session of its own, so Ctrl-C reaches the agent alone; it stops when we are gone, by
-the end of its stdin. If it dies while the agent works it is started again on the same port: agents retry a refused
-connection, so a restart costs them a second, not the session.
+Reverse mode gives the agent the recorder as its base URL; no proxy variable and no certificate is involved, and
+whatever base URL was set before becomes the upstream. Forward mode gives it a proxy and a certificate authority: the
+agent then behaves as if it were connected directly. `auto` is reverse, except where a login or a setting would go
+past it.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import secrets
+import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from capture.reader import JournalReader
+from capture.agents.agent import Agent, Change, Situation, Target, Telling
+from capture.agents.table import find_agent
+from capture.agents.version import AgentVersion
+from capture.journal_notes import add_notes
+from capture.model_hosts import ModelHosts
+from capture.recorder_process import RecorderFault, RecorderProcess
 from capture.store import Store
-from capture.upstream import Upstream, UpstreamError
+from capture.terminal import CannotRun, run_on_terminal
+from capture.upstream import Routes, Upstream, UpstreamError
 
-_START_S = 30.0
-_STOP_S = 15.0
-_RESTARTS = 5
-_MODEL_PATHS = (
-    "/messages",
-    "/chat/completions",
-    "/responses",
-    "/completions",
-    ":generateContent",
-    ":streamGenerateContent",
-)
-_ANTHROPIC, _OPENAI, _GEMINI = "anthropic", "openai", "gemini"
-_PUBLIC = {
-    _ANTHROPIC: "https://api.anthropic.com",
-    _OPENAI: "https://api.openai.com/v1",
-    _GEMINI: "https://generativelanguage.googleapis.com",
-}
-_VARIABLES = {
-    _ANTHROPIC: ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_BASE"),
-    _OPENAI: ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
-    _GEMINI: ("GOOGLE_GEMINI_BASE_URL", "GEMINI_API_BASE"),
-}
-_CHATGPT = "https://chatgpt.com/backend-api/codex"
+type Mode = Literal["reverse", "forward"]
+
+_LATE_S = 1.0  # how long a finished agent's program may still take to say its version
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+# Variables that replace the system's certificates for one kind of client each.
+_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CODEX_CA_CERTIFICATE", "AWS_CA_BUNDLE")
 
 
 class LaunchError(RuntimeError):
-    """The recorder did not start, or the agent cannot be run."""
+    """Nothing can be recorded, or the agent cannot be run. The sentence says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the user asked for."""
+
+    mode: Literal["auto", "reverse", "forward"] = "auto"
+    upstream: str | None = None
+    websocket: bool = False
+    telemetry: bool = True
+    hosts: tuple[str, ...] = ()  # more hosts to decrypt in forward mode
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the agent will be told; decided before anything starts."""
+    """What the recorder and the agent will be told; decided before anything starts."""
 
+    agent: Agent
+    situation: Situation
+    mode: Mode
     routes: Mapping[str, Upstream]  # first path segment → upstream; the segment "" stands for any path
     bases: Mapping[str, str]  # provider → path of its base URL on the recorder
-    command: tuple[str, ...]
-    settings_name_url: bool = False  # the agent's settings files hold a base URL of their own
+    hosts: tuple[str, ...] = ()  # decrypted beside the known model hosts
+    upstream: str | None = None  # forward mode: where all model hosts' calls go instead
+    telemetry: bool = True
+    warnings: tuple[str, ...] = ()
 
-    def serve_arguments(self) -> list[str]:
+    def serve_options(self) -> list[str]:
         """Options of `capture serve`."""
+        if self.mode == "forward":
+            words = ["--mode", "forward", *(word for host in self.hosts for word in ("--host", host))]
+            return [*words, "--upstream", self.upstream] if self.upstream is not None else words
         return [
             word
             for segment, upstream in self.routes.items()
             for word in (("--route", f"{segment}={upstream}") if segment else ("--upstream", str(upstream)))
         ]
 
-    def environment(self, url: str, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The agent's environment with the recorder at `url`."""
-        environment = dict(inherited)
-        for provider, path in self.bases.items():
-            main, *others = _VARIABLES[provider]
-            environment[main] = url + path
-            for other in others:  # litellm reads the second name first where it is set
-                if other in environment or provider == _OPENAI:
-                    environment[other] = url + path
-        # Measured tool times on the wire; by default Claude Code sends them to its own provider only.
-        environment.setdefault("CLAUDE_CODE_GATEWAY_HINT_HEADERS", "1")
-        bypass = [
-            entry for entry in (environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(",") if entry
-        ]
-        if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in environment):
-            value = ",".join(dict.fromkeys([*bypass, "127.0.0.1", "localhost"]))
-            environment["no_proxy"] = environment["NO_PROXY"] = value
-        return environment
+    def relay_routes(self) -> Routes | None:
+        """The same for a relay that records nothing."""
+        if self.mode == "forward":
+            return None
+        named = tuple((segment, upstream) for segment, upstream in self.routes.items() if segment)
+        return Routes(default=self.routes.get(""), by_segment=named)
 
-    def agent_command(self, url: str) -> list[str]:
-        """The agent's command line with the recorder at `url`."""
-        name = Path(self.command[0]).name
-        if name == "codex":
-            return [self.command[0], *_codex_overrides(url + self.bases[_OPENAI]), *self.command[1:]]
-        if name == "claude" and self.settings_name_url and "--settings" not in self.command:
-            # Base URLs in Claude Code's settings files win over the environment; this option wins over the files.
-            own = {"env": {"ANTHROPIC_BASE_URL": url + self.bases[_ANTHROPIC]}}
-            return [self.command[0], "--settings", json.dumps(own), *self.command[1:]]
-        return list(self.command)
+    def change(self, url: str, *, store: Path, work: Path) -> Change:
+        """The agent's command and what its environment has beside the user's, with the recorder at `url`."""
+        inherited = self.situation.environment
+        environment: dict[str, str] = {}
+        arguments: tuple[str, ...] = ()
+        if self.mode == "forward":
+            environment.update(_proxy_environment(url, store / "ca", inherited))
+        elif any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in inherited):
+            environment.update(_no_proxy(inherited))
+        if self.telemetry:
+            own, arguments = self._telemetry(f"{url}/otlp")
+            environment.update(own)
+        bases = {provider: url + path for provider, path in self.bases.items()}
+        telling = Telling(bases=bases, environment=environment, arguments=arguments, work=work)
+        return self.agent.tell(self.situation, telling)
+
+    def _telemetry(self, endpoint: str) -> tuple[dict[str, str], tuple[str, ...]]:
+        from capture.otlp import agent_environment, agent_overrides
+
+        overrides = tuple(agent_overrides(endpoint)) if self.agent.name == "codex" else ()
+        return agent_environment(self.agent.name, endpoint), overrides
 
 
-def plan_launch(command: list[str], *, upstream: str | None, environment: Mapping[str, str]) -> Plan:
-    """Which upstream each provider's calls go to. UpstreamError where an address is not usable.
+def plan_launch(command: tuple[str, ...], *, wishes: Wishes, environment: Mapping[str, str], folder: Path) -> Plan:
+    """Which agent it is, and how it will be recorded. LaunchError where it cannot be, UpstreamError for a bad address.
 
-    A base URL that the agent's environment names already becomes the upstream, else the provider's public one.
+    A base URL that the agent's environment or settings name already becomes the upstream, else the provider's own.
     """
-    settings_url = _claude_settings_url(command, environment)
-    if upstream is not None:
-        whole = Upstream.parse(upstream)
-        root = whole.prefix.removesuffix("/v1")
-        bases = {_ANTHROPIC: root, _OPENAI: f"{root}/v1", _GEMINI: root}
-        origin = Upstream(scheme=whole.scheme, host=whole.host, port=whole.port)
+    agent, at = find_agent(command, environment, folder)
+    situation = Situation(command=command, at=at, environment=environment, folder=folder, websocket=wishes.websocket)
+    if (reason := agent.unrecordable(situation)) is not None:
+        raise LaunchError(reason)
+    targets = agent.targets(situation)
+    past = agent.needs_forward(situation) or agent.bypasses(situation)
+    mode: Mode = wishes.mode if wishes.mode != "auto" else "forward" if past is not None else "reverse"
+    warnings = []
+    if past is not None and mode == "reverse":
+        warnings.append(f"some calls may go past the recorder: {past}")
+    telemetry = wishes.telemetry and agent.exports_tool_times and agent.has_telemetry(situation) is None
+    parsed = {}
+    for provider, target in targets.items():
+        try:
+            parsed[provider] = Upstream.parse(target.url)
+        except UpstreamError as fault:
+            if target.source is not None:
+                raise UpstreamError(f"{target.source}: {fault}") from fault
+            warnings.append(f"calls to the provider {provider} are not recorded: {fault}")
+    targets = {provider: targets[provider] for provider in parsed}
+    if wishes.upstream is not None:
+        whole = Upstream.parse(wishes.upstream)
+    else:
+        whole = None
+        _refuse_proxy(environment, parsed.values())
+    if mode == "forward":
+        near = sorted({str(target) for target in parsed.values() if target.host in _LOOPBACK})
+        if near and whole is None:
+            warnings.append(
+                f"calls to {', '.join(near)} are not seen in forward mode, where loopback needs no proxy; "
+                "use `--mode reverse`"
+            )
+        known = ModelHosts.of()
+        more = {f"{it.host}:{it.port}" for it in parsed.values() if (it.host, it.port) not in known}
+        hosts = tuple(dict.fromkeys((*wishes.hosts, *sorted(more))))
         return Plan(
-            routes={"": origin}, bases=bases, command=tuple(command), settings_name_url=settings_url is not None
-        )
+            agent=agent, situation=situation, mode=mode, routes={}, bases={}, hosts=hosts,
+            upstream=wishes.upstream, telemetry=telemetry, warnings=tuple(warnings),
+        )  # fmt: skip
+    routes, bases = _reverse(targets, parsed, whole)
+    return Plan(
+        agent=agent, situation=situation, mode=mode, routes=routes, bases=bases,
+        telemetry=telemetry, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def _reverse(
+    targets: Mapping[str, Target], parsed: Mapping[str, Upstream], whole: Upstream | None
+) -> tuple[dict[str, Upstream], dict[str, str]]:
+    if whole is not None:
+        # Given whole, or as the root that each client adds its own version to.
+        root = re.sub(r"/v\d+\w*$", "", whole.prefix)
+        bare = whole.host == "chatgpt.com"  # that backend has no version in its paths
+        bases = {provider: root + ("" if bare else target.suffix) for provider, target in targets.items()}
+        return {"": Upstream(scheme=whole.scheme, host=whole.host, port=whole.port)}, bases
     routes: dict[str, Upstream] = {}
     bases = {}
-    for provider, variables in _VARIABLES.items():
-        named = next((environment[name] for name in variables if environment.get(name)), None)
-        if provider == _OPENAI and named is None and _uses_chatgpt_login(command, environment):
-            named = _CHATGPT
-        if provider == _ANTHROPIC and settings_url is not None:
-            named = settings_url
-        try:
-            target = Upstream.parse(named or _PUBLIC[provider])
-        except UpstreamError as fault:
-            raise UpstreamError(f"{'/'.join(variables)} in the environment: {fault}") from fault
-        # The path stays visible to the agent: some look for /v1 at the end of their base URL.
-        routes[provider] = Upstream(scheme=target.scheme, host=target.host, port=target.port)
-        bases[provider] = f"/{provider}{target.prefix}"
-    return Plan(routes=routes, bases=bases, command=tuple(command), settings_name_url=settings_url is not None)
+    for provider, target in parsed.items():
+        origin = Upstream(scheme=target.scheme, host=target.host, port=target.port)
+        # The host and the path stay visible to the agent: some look for a name or for /v1 in their base URL.
+        segment = re.sub(r"[^\w.-]", "-", origin.authority)
+        if routes.setdefault(segment, origin) != origin:
+            segment = f"{origin.scheme}-{segment}"
+            routes[segment] = origin
+        bases[provider] = f"/{segment}{target.prefix}"
+    return routes, bases
 
 
-def launch(command: list[str], *, store: Store, upstream: str | None, say: Callable[[str], None]) -> int:
-    """Run `command` recorded into `store`; returns its exit code (128 + n where signal n ended it)."""
-    plan = plan_launch(command, upstream=upstream, environment=os.environ)
+def _refuse_proxy(environment: Mapping[str, str], upstreams: Iterable[Upstream]) -> None:
+    name = next((name for name in _PROXIES if environment.get(name)), None)
+    if name is None:
+        return
+    kept = [entry.strip().lstrip("*").lstrip(".").lower() for entry in _no_proxy_entries(environment)]
+    for upstream in upstreams:
+        host = upstream.host
+        if host in _LOOPBACK or any(not entry or host == entry or host.endswith(f".{entry}") for entry in kept):
+            continue
+        raise LaunchError(
+            f"{name} is set, and the recorder reaches {host} directly, not through another proxy: "
+            f"run with `env -u {name} …` or NO_PROXY={host} if a direct connection is allowed, or name a gateway "
+            "by --upstream"
+        )
+
+
+def _no_proxy_entries(environment: Mapping[str, str]) -> list[str]:
+    text = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def _no_proxy(inherited: Mapping[str, str]) -> dict[str, str]:
+    value = ",".join(dict.fromkeys([*_no_proxy_entries(inherited), *_LOOPBACK]))
+    return {"no_proxy": value, "NO_PROXY": value}
+
+
+def _proxy_environment(url: str, authority: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    bundle = str(authority / "bundle.pem")  # the recorder merged into it what the user's variables named
+    found = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), url)
+    found.update(_no_proxy(inherited))
+    found.update(dict.fromkeys(_BUNDLES, bundle))
+    # This one adds to the certificates that Node brings; the others replace.
+    found["NODE_EXTRA_CA_CERTS"] = bundle if inherited.get("NODE_EXTRA_CA_CERTS") else str(authority / "ca.pem")
+    found["NODE_USE_ENV_PROXY"] = "1"
+    return found
+
+
+def run_unrecorded(command: tuple[str, ...], environment: Mapping[str, str]) -> int:
+    """Run the agent as if we were not there; its exit code. LaunchError where it cannot be run."""
+    try:
+        return run_on_terminal(command, environment)
+    except CannotRun as fault:
+        raise LaunchError(str(fault)) from fault
+
+
+class NotRecording(LaunchError):
+    """The recorder did not start, so neither did the agent."""
+
+
+def launch(plan: Plan, *, store: Store, say: Callable[[str], None], quiet: bool = False) -> int:
+    """Run the plan's command recorded into `store`; returns its exit code (128 + n where signal n ended it).
+
+    NotRecording where the recorder does not start; the agent was not started then. Once it was, SIGINT has no effect
+    on this process any more, to its very end.
+    """
+    if shutil.which(plan.situation.command[0], path=plan.situation.environment.get("PATH")) is None:
+        raise LaunchError(f"{plan.situation.command[0]}: not found; is it installed and on PATH?")
     label = secrets.token_hex(8)
-    with _RecorderProcess(plan, store, label, say) as recorder:
-        url = recorder.url
-        code = _run_agent(plan.agent_command(url), plan.environment(url, os.environ))
-    _summarise(store, label, say, restarts=recorder.restarts, exit_code=recorder.exit_code)
+    began_ns = time.time_ns()
+    version = AgentVersion(plan.agent, plan.situation)
+    try:
+        work = tempfile.TemporaryDirectory(prefix="agentdyno-run-", ignore_cleanup_errors=True)
+    except OSError as fault:
+        raise NotRecording(f"no folder for temporary files: {fault.strerror or fault}; set TMPDIR") from fault
+    with work as folder:
+        recorder = RecorderProcess(
+            options=plan.serve_options(),
+            routes=plan.relay_routes(),
+            store=store,
+            label=label,
+            work=Path(folder),
+        )
+        change = plan.change("", store=store.path, work=Path(folder))
+        recorder.notes = _notes(plan, change, version.at_once)
+        try:
+            with recorder:
+                change = plan.change(recorder.url, store=store.path.absolute(), work=Path(folder))
+                if not quiet:
+                    named = " ".join(filter(None, (plan.agent.title, version.at_once)))
+                    say(f"recording {named} ({plan.mode} mode) into {store.path}")
+                for warning in plan.warnings:
+                    say(warning)
+                environment = {**plan.situation.environment, **change.environment}
+                # Many press Ctrl-C once more than the agent needs to end: that must not cost the rest, nor its exit
+                # code. First a handler, because an ignored signal would be ignored by the agent too.
+                if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                    signal.signal(signal.SIGINT, lambda *_: None)
+                code = _run(change.command, environment, recorder, version)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # unlike a handler, it lasts through Python's own end
+        except RecorderFault as fault:
+            raise NotRecording(str(fault)) from fault
+        words = recorder.said()
+    for line in recorder.words:
+        say(line)
+    if recorder.exit_code not in (0, 1):  # 1: gaps, which the summary tells
+        for line in words.splitlines():
+            say(line.removeprefix("agentdyno: ").removeprefix("Error: "))
+        say("the recording is not complete; the lines above say why")
+    from capture.run_summary import summarise  # reads journals: `doctor` plans a launch without that extra
+
+    try:
+        summary = summarise(
+            store, label, plan.agent, since_ns=began_ns, restarts=recorder.restarts, relayed=recorder.relayed
+        )
+    except Exception as fault:  # noqa: BLE001 - the agent is done; nothing of ours may change its exit code now
+        say(f"recorded, but the summary cannot be made ({type(fault).__name__}: {fault}); store {store.path}")
+        return code
+    for line in summary.lines(quiet=quiet):
+        say(line)
+    version.wait(_LATE_S)
+    if (late := version.late()) is not None:
+        for path in summary.journals:
+            add_notes(path, {"agent_version": late})
     return code
 
 
-@dataclass(slots=True)
-class _RecorderProcess:
-    """`capture serve` as a child that is kept alive."""
+def _run(
+    command: tuple[str, ...], environment: Mapping[str, str], recorder: RecorderProcess, version: AgentVersion
+) -> int:
+    def running() -> None:
+        recorder.keep_alive()
+        version.ask()
 
-    plan: Plan
-    store: Store
-    label: str
-    say: Callable[[str], None]
-    url: str = ""
-    restarts: int = 0
-    exit_code: int | None = None
-    _process: subprocess.Popen[bytes] | None = None
-    _stopping: threading.Event = field(default_factory=threading.Event)
-    _watch: threading.Thread | None = None
-
-    def __enter__(self) -> _RecorderProcess:
-        self.url = self._start("127.0.0.1:0")
-        self._watch = threading.Thread(target=self._keep_alive, daemon=True)
-        self._watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        process = self._process
-        assert process is not None
-        process.terminate()
-        try:
-            self.exit_code = process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            self.exit_code = process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
-
-    def _start(self, listen: str) -> str:
-        with tempfile.TemporaryDirectory(prefix="agentdyno-run-") as folder:
-            ready = Path(folder) / "ready"
-            self._process = subprocess.Popen(
-                [
-                    # -P: the agent's folder may hold modules of our names.
-                    *(sys.executable, "-P", "-c", "from capture.command import capture; capture()", "serve"),
-                    *self.plan.serve_arguments(),
-                    *("--listen", listen, "--store", str(self.store.path), "--ready-file", str(ready)),
-                    *("--label", self.label, "--stop-with-stdin"),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C belongs to the agent
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])},
-            )
-            deadline = time.monotonic() + _START_S
-            while not ready.exists():
-                if self._process.poll() is not None:
-                    raise LaunchError("the recorder did not start; its own words are above")
-                if time.monotonic() > deadline:
-                    self._process.kill()
-                    self._process.wait()
-                    raise LaunchError(f"the recorder did not start within {_START_S:.0f} s")
-                time.sleep(0.01)
-            return ready.read_text().strip()
-
-    def _keep_alive(self) -> None:
-        listen = self.url.removeprefix("http://")
-        while not self._stopping.is_set() and self._process is not None:
-            self._process.wait()
-            if self._stopping.is_set() or self.restarts >= _RESTARTS:
-                return
-            self.restarts += 1
-            self.say(f"the recorder ended unexpectedly; starting it again at {self.url}")
-            with suppress(LaunchError):
-                self._start(listen)
-
-
-def _run_agent(command: list[str], environment: dict[str, str]) -> int:
     try:
-        process = subprocess.Popen(command, env=environment)
-    except FileNotFoundError as fault:
-        raise LaunchError(f"{command[0]}: not found; is it installed and on PATH?") from fault
-    except OSError as fault:
-        raise LaunchError(f"{command[0]}: {fault.strerror or fault}") from fault
-
-    def forward(number: int, _: object) -> None:
-        process.send_signal(number)
-
-    # The terminal sends Ctrl-C and Ctrl-\ to the agent itself; what is sent to us alone is passed on.
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in (
-            (signal.SIGINT, signal.SIG_IGN),
-            (signal.SIGQUIT, signal.SIG_IGN),
-            (signal.SIGTERM, forward),
-            (signal.SIGHUP, forward),
-        )
-    }
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+        return run_on_terminal(command, environment, running=running)
+    except CannotRun as fault:
+        raise LaunchError(str(fault)) from fault
 
 
-def _summarise(store: Store, label: str, say: Callable[[str], None], *, restarts: int, exit_code: int | None) -> None:
-    exchanges = gaps = 0
-    calls: Counter[str] = Counter()
-    for path in reversed(store.journals()):
-        with JournalReader(path) as reader:
-            if reader.meta.get("label") != label:
-                continue
-            tally = reader.tally()
-        exchanges += len(tally.exchanges)
-        gaps += tally.gaps
-        for method, target, _ in tally.exchanges:
-            bare = target.partition("?")[0]
-            if method == "POST" and bare.endswith(_MODEL_PATHS):
-                calls[bare] += 1
-    by_path = ", ".join(f"{path} {count}" for path, count in calls.most_common())
-    say(
-        f"{_count(exchanges, 'exchange')}, {_count(calls.total(), 'model call')}"
-        f"{f' ({by_path})' if by_path else ''}, {_count(gaps, 'gap')}; store {store.path}"
-    )
-    if not calls:
-        say("no model call passed the recorder: does the agent take its base URL from its own configuration?")
-    if restarts:
-        say(f"the recorder was started again {_count(restarts, 'time')}; calls under way just then are incomplete")
-    if exit_code:
-        say("the recording is not complete; see the line above that says why")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _claude_settings_url(command: list[str], environment: Mapping[str, str]) -> str | None:
-    """ANTHROPIC_BASE_URL as Claude Code's settings files give it, the nearest file first; None for other agents."""
-    if Path(command[0]).name != "claude":
-        return None
-    home = Path(environment.get("CLAUDE_CONFIG_DIR") or Path.home() / ".claude")
-    for file in (Path(".claude/settings.local.json"), Path(".claude/settings.json"), home / "settings.json"):
-        try:
-            url = json.loads(file.read_text())["env"]["ANTHROPIC_BASE_URL"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if isinstance(url, str) and url:
-            return url
-    return None
-
-
-def _uses_chatgpt_login(command: list[str], environment: Mapping[str, str]) -> bool:
-    """Whether Codex would talk to ChatGPT's backend: it is logged in there and holds no API key."""
-    if Path(command[0]).name != "codex" or environment.get("OPENAI_API_KEY"):
-        return False
-    home = Path(environment.get("CODEX_HOME") or Path.home() / ".codex")
-    try:
-        login = json.loads((home / "auth.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(login, dict) and bool(login.get("tokens")) and not login.get("OPENAI_API_KEY")
-
-
-def _codex_overrides(base_url: str) -> list[str]:
-    """Options that give Codex a provider of its own: the built-in one cannot be told to leave WebSockets alone."""
-    provider = {
-        "name": "OpenAI",
-        "base_url": base_url,
-        "wire_api": "responses",
-        "supports_websockets": False,
-    }
-    if os.environ.get("OPENAI_API_KEY"):
-        provider["env_key"] = "OPENAI_API_KEY"
-    else:
-        provider["requires_openai_auth"] = True
-    settings = {"model_provider": "agentdyno"}
-    pairs = [*settings.items(), *((f"model_providers.agentdyno.{name}", value) for name, value in provider.items())]
-    # A JSON string or boolean is also TOML, which is what -c takes.
-    return [word for name, value in pairs for word in ("-c", f"{name}={json.dumps(value)}")]
+def _notes(plan: Plan, change: Change, version: str | None) -> dict[str, str]:
+    """What the journal says about the start: names of variables, never their values."""
+    inherited = plan.situation.environment
+    changed = sorted(name for name, value in change.environment.items() if inherited.get(name) != value)
+    notes = {"launch_mode": plan.mode, "environment": ",".join(changed)}
+    if plan.agent.name:
+        notes["agent"] = plan.agent.name
+    if version is not None:
+        notes["agent_version"] = version
+    if plan.agent.name == "codex":
+        notes["websocket"] = "on" if plan.situation.websocket else "off"
+    notes["telemetry"] = "on" if plan.telemetry else "off"
+    return notes

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from typing import Literal
 
 import click
 
-AGENTS = ("claude", "codex", "opencode", "pi", "gemini", "mini", "aider", "goose", "copilot", "cursor-agent")
 EXTRAS = {
     "capture": ("mitmproxy", "zstandard", "msgspec"),
     "curate": ("datasets", "polars", "pyarrow", "tiktoken", "matplotlib"),
@@ -55,10 +53,9 @@ def _extras() -> list[Finding]:
 
 
 def _agents() -> list[Finding]:
-    on_path = [(name, path) for name in AGENTS if (path := shutil.which(name))]
-    if not on_path:
-        return [Finding(topic="agents", state="note", detail="none of " + ", ".join(AGENTS) + " on PATH")]
-    return [_finding(f"agent {name}", True, path) for name, path in on_path]
+    from capture.agents.survey import survey
+
+    return [Finding(topic=seen.topic, state=seen.state, detail=seen.detail) for seen in survey(os.environ, Path.cwd())]
 
 
 def _encodings() -> list[Finding]:

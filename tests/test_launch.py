@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from capture.launch import plan_launch
+from capture import exclusion, pause
+from capture.reader import JournalReader
 from capture.store import Store
 from capture.upstream import Routes, UpstreamError
 from capture.upstream import Upstream as Target
@@ -56,7 +56,8 @@ def test_an_agent_is_recorded_and_its_streams_and_exit_code_pass_through(tmp_pat
     assert done.returncode == 7, done.stderr
     assert done.stdout == "stdout of the agent from outside\n1\n"
     assert "new store" in done.stderr
-    assert "2 exchanges, 2 model calls (/v1/messages 1, /v1/chat/completions 1), 0 gaps; store" in done.stderr
+    assert "2 exchanges, 2 model calls in 2 sessions (" in done.stderr
+    assert "anthropic.messages, openai.chat), 0 gaps; store" in done.stderr
     assert "sk-run-secret" not in done.stderr
     exchanges = list(Store.open(tmp_path / "store").exchanges())
     assert [exchange.path for exchange in exchanges] == ["/v1/messages", "/v1/chat/completions"]
@@ -80,18 +81,6 @@ def test_base_urls_of_the_environment_become_the_upstreams(tmp_path: Path, upstr
         b"/gateway/v1/messages",
         b"/v1/chat/completions",
     ]
-
-
-def test_an_agent_that_calls_nobody_is_pointed_out(tmp_path: Path) -> None:
-    done = run(tmp_path, "--upstream", "http://127.0.0.1:1", "--", sys.executable, "-c", "pass")
-    assert done.returncode == 0
-    assert "no model call passed the recorder" in done.stderr
-
-
-def test_a_signal_that_ends_the_agent_is_passed_on_as_the_shell_would(tmp_path: Path) -> None:
-    script = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
-    done = run(tmp_path, "--upstream", "http://127.0.0.1:1", "--", sys.executable, "-c", script)
-    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_a_missing_agent_is_one_sentence(tmp_path: Path) -> None:
@@ -142,69 +131,104 @@ call()
     os.kill(recorder, signal.SIGKILL)
     _, words = process.communicate(timeout=120)
     assert process.returncode == 0, words
-    assert "starting it again" in words
-    assert "2 exchanges, 2 model calls" in words
+    assert "the recorder was started again 1 time" in words
+    assert "2 exchanges" in words
 
 
-def test_no_recorder_outlives_its_launcher(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        agentdyno(
-            *("capture", "run", "--store", str(tmp_path / "store"), "--upstream", "http://127.0.0.1:1"),
-            *("--", sys.executable, "-c", "import time; print('up', flush=True); time.sleep(3)"),
-        ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+def test_two_terminals_at_once_just_work(tmp_path: Path, upstream: Upstream) -> None:
+    wait = "import pathlib, sys, time\nopen(sys.argv[2], 'w').close()\n"
+    wait += "while len(list(pathlib.Path(sys.argv[2]).parent.glob('here-*'))) < 2: time.sleep(0.01)\n"
+    agent = wait + "sys.stdin = open('/dev/null')\n" + AGENT
+    command = agentdyno("capture", "run", "--store", str(tmp_path / "store"), "--upstream", upstream.url, "--")
+    running = [
+        subprocess.Popen(
+            [*command, sys.executable, "-c", agent, "0", str(tmp_path / f"here-{number}")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (1, 2)
+    ]
+    for process in running:
+        _, words = process.communicate(timeout=120)
+        assert process.returncode == 0, words
+        assert "2 exchanges, 2 model calls" in words
+    assert len(Store.open(tmp_path / "store").journals()) == 2
+    assert len(list(Store.open(tmp_path / "store").exchanges())) == 4
+
+
+FORWARD_AGENT = """
+import os, urllib.request
+request = urllib.request.Request("https://api.anthropic.com/v1/messages", data=b"{}", headers={"x-api-key": "sk-k"})
+print(urllib.request.urlopen(request, timeout=20).read().decode())
+assert not [name for name in os.environ if name.endswith("_BASE_URL")]
+"""
+
+
+def test_forward_mode_records_an_agent_that_knows_no_base_url(tmp_path: Path, upstream: Upstream) -> None:
+    done = run(tmp_path, "--mode", "forward", "--upstream", upstream.url, "--", sys.executable, "-c", FORWARD_AGENT)
+    assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
+    (exchange,) = Store.open(tmp_path / "store").exchanges()
+    assert (exchange.mode, exchange.path) == ("forward", "/v1/messages")
+    assert exchange.host.startswith("api.anthropic.com")
+
+
+def test_the_journal_says_what_was_started_and_how_without_values(tmp_path: Path, upstream: Upstream) -> None:
+    agent = tmp_path / "claude"
+    asked = tmp_path / "asked"  # the agent ends no sooner than it was asked for its version
+    agent.write_text(
+        f"#!/bin/sh\nif test \"$1\" = --version; then echo '2.1.999 (Claude Code)'; touch {asked}; exit; fi\n"
+        f"until test -e {asked}; do sleep 0.02; done\n"
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    recorder = next(child for child in children if b"--label" in Path(f"/proc/{child}/cmdline").read_bytes())
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{recorder}/cmdline").exists() and Path(f"/proc/{recorder}/cmdline").read_bytes():
-        assert time.monotonic() < deadline, "the recorder still runs"
-        time.sleep(0.05)
+    agent.chmod(0o700)
+    done = run(tmp_path, "--upstream", upstream.url, "--", str(agent), "-p", "hi", ANTHROPIC_API_KEY="sk-of-mine-1234")
+    assert done.returncode == 0
+    assert "recording Claude Code (reverse mode)" in done.stderr
+    assert "managed settings file" in done.stderr  # no call was seen: what to look at for this very agent
+    (journal,) = Store.open(tmp_path / "store").journals()
+    with JournalReader(journal) as reader:
+        meta = reader.meta
+    assert (meta["agent"], meta["mode"], meta["launch_mode"]) == ("claude-code", "reverse", "reverse")
+    assert "ANTHROPIC_BASE_URL" in meta["environment"].split(",")
+    assert "sk-of-mine" not in str(meta)
+    assert meta["agent_version"] == "2.1.999"
 
 
-def test_codex_gets_a_provider_without_websockets() -> None:
-    plan = plan_launch(["/opt/bin/codex", "exec", "hi"], upstream="http://127.0.0.1:9/v1", environment={})
-    command = plan.agent_command("http://127.0.0.1:5")
-    assert command[0] == "/opt/bin/codex"
-    assert command[-2:] == ["exec", "hi"]
-    assert 'model_providers.agentdyno.base_url="http://127.0.0.1:5/v1"' in command
-    assert "model_providers.agentdyno.supports_websockets=false" in command
-    assert 'model_provider="agentdyno"' in command
+def test_an_excluded_folder_and_a_paused_store_run_unrecorded(tmp_path: Path, upstream: Upstream) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    exclusion.add(store.path, str(Path.cwd()))
+    agent = ("--", sys.executable, "-c", "import os; print([n for n in os.environ if n.endswith('BASE_URL')])")
+    done = run(tmp_path, *agent)
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+    assert "not recorded" in done.stderr
+    exclusion.remove(store.path, str(Path.cwd()))
+    pause.pause(store.path)
+    done = run(tmp_path, *agent)
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+    assert "is paused" in done.stderr
+    assert not store.journals()
 
 
-def test_codex_with_a_chatgpt_login_goes_where_that_login_counts(tmp_path: Path) -> None:
-    (tmp_path / "auth.json").write_text('{"OPENAI_API_KEY": null, "tokens": {"id_token": "x"}}')
-    environment = {"CODEX_HOME": str(tmp_path)}
-    plan = plan_launch(["codex"], upstream=None, environment=environment)
-    assert str(plan.routes["openai"]) == "https://chatgpt.com"
-    assert plan.bases["openai"] == "/openai/backend-api/codex"
-    assert str(plan_launch(["pi"], upstream=None, environment=environment).routes["openai"]) == "https://api.openai.com"
-
-
-def test_claude_settings_that_name_a_base_url_do_not_bypass_the_recorder(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"env": {"ANTHROPIC_BASE_URL": "https://gateway.example/x"}}')
-    environment = {"CLAUDE_CONFIG_DIR": str(tmp_path), "ANTHROPIC_BASE_URL": "https://other.example"}
-    plan = plan_launch(["claude", "-p", "hi"], upstream=None, environment=environment)
-    assert str(plan.routes["anthropic"]) == "https://gateway.example"
-    command = plan.agent_command("http://127.0.0.1:5")
-    assert command[:2] == ["claude", "--settings"]
-    assert json.loads(command[2]) == {"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:5/anthropic/x"}}
-    assert plan_launch(["claude"], upstream=None, environment={"CLAUDE_CONFIG_DIR": "/none"}).agent_command(
-        "http://127.0.0.1:5"
-    ) == ["claude"]
-
-
-def test_a_proxy_of_the_user_is_not_asked_for_loopback() -> None:
-    plan = plan_launch(["pi"], upstream="http://127.0.0.1:9", environment={})
-    environment = plan.environment("http://127.0.0.1:5", {"HTTPS_PROXY": "http://corp:1", "no_proxy": "intern"})
-    assert environment["NO_PROXY"] == "intern,127.0.0.1,localhost"
-    assert "NO_PROXY" not in plan.environment("http://127.0.0.1:5", {})
+def test_where_nothing_can_be_recorded_the_agent_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.tex").write_text("x")
+    agent = ("--", sys.executable, "-c", "print('ran')")
+    done = run(tmp_path, *agent)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Error: " in done.stderr
+    done = run(tmp_path, "--best-effort", *agent)
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert "NOT RECORDED" in done.stderr
+    done = subprocess.run(
+        agentdyno("capture", "run", *agent),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": "/proc/no-such-home", "XDG_DATA_HOME": "", "AGENTDYNO_STORE": ""},
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "--store or AGENTDYNO_STORE" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
