@@ -1,8 +1,10 @@
-"""The recorder's cost against bare mitmdump, and the size of what it stores. Ratios from one run.
+"""The recorder's cost against bare mitmdump and claude-tap, and the size of what it stores. Ratios from one run.
 
-CPU is user + system time of the proxy process (all its threads) from /proc/PID/stat; rounds are interleaved and
-medians taken, because this machine may have neighbours. "bare" is `mitmdump -q` with a stream callable that returns
-its argument: what streams at all through mitmproxy and records nothing.
+CPU is user + system time of the proxy process (all its threads) from /proc; rounds are interleaved and medians taken,
+because this machine may have neighbours. "bare" is `mitmdump -q` with a stream callable that returns its argument:
+what streams at all through mitmproxy and records nothing. claude-tap, a recorder for coding agents, is installed from
+its package index into .cache/bench (pinned); where it cannot be had its columns are empty and the reason is printed.
+A "turn of 1 MB" repeats a conversation with one new message, as agents do; a "new 1 MB" shares nothing with the last.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +40,9 @@ class Bare:
 addons = [Bare()]
 """
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CLAUDE_TAP = "claude-tap==0.1.146"
+ROOT = Path(__file__).parent.parent
+BIG_BYTES = 1_000_000
 SMALL_REQUEST = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 SMALL_ANSWER = b'{"id":"msg_1","content":[{"type":"text","text":"hello"}],"usage":{"input_tokens":5,"output_tokens":1}}'
 
@@ -53,6 +59,12 @@ def cpu_s(pid: int) -> float:
     return total / 1e9
 
 
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process now."""
+    resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(resident.split()[1]) / 1024
+
+
 class Source:
     """The upstream: small JSON answers, and streams of events at a fixed pace."""
 
@@ -62,7 +74,7 @@ class Source:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
                 await reader.readexactly(length)
-                if b"/stream" in head.partition(b"\r\n")[0]:
+                if b"?stream" in head.partition(b"\r\n")[0]:
                     await self._stream(writer)
                 else:
                     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
@@ -88,30 +100,58 @@ EVENTS = 100
 PAUSE_S = 0.02
 
 
-async def ask(port: int, path: str, requests: int) -> list[float]:
+async def ask(port: int, bodies: Iterable[bytes]) -> list[float]:
     """Seconds from request to the end of each answer, one after the other on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\naccept: application/json\r\n"
-        "user-agent: bench\r\nx-api-key: sk-bench-0123456789abcdef\r\nanthropic-version: 2023-06-01\r\n"
-        f"content-length: {len(SMALL_REQUEST)}\r\n\r\n"
-    ).encode()
     times = []
-    for _ in range(requests):
+    for body in bodies:
+        head = (
+            "POST /v1/messages HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            "user-agent: bench\r\nx-api-key: sk-bench-0123456789abcdef\r\nanthropic-version: 2023-06-01\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        ).encode()
         start = time.perf_counter()
-        writer.write(head + SMALL_REQUEST)
-        await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(len(SMALL_ANSWER))
+        writer.write(head + body)
+        await writer.drain()
+        answer = await reader.readuntil(b"\r\n\r\n")
+        # claude-tap passes the answer on in chunks, the others with its length.
+        if b"chunked" in answer.lower():
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+        else:
+            await reader.readexactly(len(SMALL_ANSWER))
         times.append(time.perf_counter() - start)
     writer.close()
     return times
 
 
+class BigBodies:
+    """Request bodies of 1 MB: turns of one conversation, or each one new."""
+
+    def __init__(self) -> None:
+        self._chance = random.Random(11)
+        words = ["".join(self._chance.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(4000)]
+        self._words = words
+        self._history = [self._message(BIG_BYTES // 100) for _ in range(100)]
+
+    def _message(self, size: int) -> dict[str, str]:
+        return {"role": "user", "content": " ".join(self._chance.choices(self._words, k=size // 8))}
+
+    def turn(self) -> bytes:
+        """The same conversation with one message changed."""
+        return json.dumps({"model": "m", "messages": [*self._history[1:], self._message(BIG_BYTES // 100)]}).encode()
+
+    def new(self) -> bytes:
+        """Another conversation."""
+        return json.dumps({"model": "m", "messages": [self._message(BIG_BYTES // 100) for _ in range(100)]}).encode()
+
+
 async def read_stream(port: int) -> int:
     """Relay one stream; returns the events seen."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /stream HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n" % len(SMALL_REQUEST))
-    writer.write(SMALL_REQUEST)
+    # claude-tap streams only what the request's body asks to be streamed.
+    body = SMALL_REQUEST.removesuffix(b"}") + b',"stream":true}'
+    head = "POST /v1/messages?stream HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     seen = b""
     events = 0
     while not seen.endswith(b"\r\n0\r\n\r\n"):
@@ -126,7 +166,7 @@ async def read_stream(port: int) -> int:
 
 @dataclass
 class Proxy:
-    """One of the two under comparison."""
+    """One of those under comparison."""
 
     name: str
     pid: int
@@ -134,6 +174,9 @@ class Proxy:
     per_request_us: list[float] = field(default_factory=list)
     per_chunk_us: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
+    per_turn_us: list[float] = field(default_factory=list)  # a turn of 1 MB
+    per_new_us: list[float] = field(default_factory=list)  # a new 1 MB
+    rss_mb: list[float] = field(default_factory=list)  # after each round
 
 
 @contextmanager
@@ -167,14 +210,57 @@ def ours(folder: Path, upstream: int) -> Iterator[Proxy]:
     ]
     with started(command) as process:
         while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit("capture serve does not start: run it by hand to see why")
             time.sleep(0.02)
         yield Proxy("capture serve", process.pid, int(ready.read_text().rpartition(":")[2]))
 
 
+def install_claude_tap() -> Path:
+    """Its program, installed once; OSError where it cannot be had."""
+    folder = ROOT / ".cache" / "bench" / CLAUDE_TAP.replace("==", "-")
+    program = folder / "bin" / "claude-tap"
+    if not program.exists():
+        uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+        for command in (
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
+            [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), CLAUDE_TAP],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise OSError(f"{CLAUDE_TAP} cannot be installed: {done.stderr.strip()[-300:]}")
+    return program
+
+
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def claude_tap(program: Path, folder: Path, upstream: int) -> Iterator[Proxy]:
+    """claude-tap as a reverse proxy that launches nothing, its dashboard off."""
+    port = free_port()
+    home = folder / "claude-tap"
+    home.mkdir()
+    command = [
+        *(str(program), "--tap-no-launch", "--tap-host", "127.0.0.1", "--tap-port", str(port), "--tap-no-live"),
+        *("--tap-no-open", "--tap-target", f"http://127.0.0.1:{upstream}", "--tap-output-dir", str(home / "traces")),
+    ]
+    environment = {"HOME": str(home), "PATH": os.environ.get("PATH", os.defpath)}
+    with started(command, environment) as process:
+        until = time.monotonic() + 30
+        while True:
+            try:
+                asyncio.run(_touch(port))
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise OSError(f"{CLAUDE_TAP} does not listen") from None
+                time.sleep(0.05)
+        yield Proxy("claude-tap 0.1.146", process.pid, port)
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A child process, stopped at the end."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         yield process
     finally:
@@ -204,130 +290,109 @@ def free_port() -> int:
 async def measure(proxies: list[Proxy], upstream: int, *, rounds: int, requests: int, streams: int) -> float:
     """Interleaved rounds over the proxies; returns the direct p50 in ms."""
     direct = []
+    bodies = BigBodies()
+    big = max(10, requests // 20)
+    small = [SMALL_REQUEST] * requests
     for proxy in proxies:
-        await ask(proxy.port, "/v1/messages", 100)  # warm-up
+        await ask(proxy.port, [SMALL_REQUEST] * 100)  # warm-up
     for number in range(rounds):
-        direct.append(statistics.median(await ask(upstream, "/v1/messages", requests)) * 1e3)
+        direct.append(statistics.median(await ask(upstream, small)) * 1e3)
+        turns, news = [bodies.turn() for _ in range(big)], [bodies.new() for _ in range(big)]
         for proxy in proxies if number % 2 else proxies[::-1]:
-            before = cpu_s(proxy.pid)
-            times = await ask(proxy.port, "/v1/messages", requests)
-            await asyncio.sleep(0.4)  # the journal's last commit belongs to these requests
-            proxy.per_request_us.append((cpu_s(proxy.pid) - before) / requests * 1e6)
-            proxy.p50_ms.append(statistics.median(times) * 1e3)
+            for batch, found in ((small, proxy.per_request_us), (turns, proxy.per_turn_us), (news, proxy.per_new_us)):
+                before = cpu_s(proxy.pid)
+                times = await ask(proxy.port, batch)
+                await asyncio.sleep(0.4)  # the journal's last commit belongs to these requests
+                found.append((cpu_s(proxy.pid) - before) / len(batch) * 1e6)
+                if batch is small:
+                    proxy.p50_ms.append(statistics.median(times) * 1e3)
         for proxy in proxies if number % 2 else proxies[::-1]:
             before = cpu_s(proxy.pid)
             events = await asyncio.gather(*(read_stream(proxy.port) for _ in range(streams)))
             await asyncio.sleep(0.4)
             assert sum(events) == streams * EVENTS
             proxy.per_chunk_us.append((cpu_s(proxy.pid) - before) / sum(events) * 1e6)
+            proxy.rss_mb.append(rss_mb(proxy.pid))
     return statistics.median(direct)
-
-
-def store_ratios(folder: Path) -> tuple[float, float, float]:
-    """Raw request bytes over stored request bytes, all raw bytes over the whole store, MB raw: a 150-turn session."""
-    from capture.journal import JournalWriter
-    from capture.store import Store
-
-    chance = random.Random(7)
-    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(4000)]
-
-    def text(count: int) -> str:
-        return " ".join(chance.choices(words, k=count))
-
-    tools = [{"name": f"tool_{i}", "description": text(200), "input_schema": {"type": "object"}} for i in range(20)]
-    system = [{"type": "text", "text": text(1500)}]
-    headers = tuple((f"x-header-{i}".encode(), text(3).encode()) for i in range(25))
-    sizes = {}
-    for with_answers in (False, True):
-        store = Store.open(folder / f"ratio-{with_answers}", create=True)
-        journal = JournalWriter(store.path, key=store.key, meta={})
-        turns: list[dict[str, object]] = []
-        raw_requests = raw_answers = 0
-        at = time.monotonic_ns()
-        for turn in range(150):
-            result = {
-                "type": "tool_result",
-                "tool_use_id": f"toolu_{turn:04d}",
-                "content": text(chance.randint(50, 1000)),
-            }
-            turns.append({"role": "user", "content": [result]})
-            marked = [*turns[:-1], {"role": "user", "content": [{**result, "cache_control": {"type": "ephemeral"}}]}]
-            body = json.dumps({"model": "m", "max_tokens": 32000, "stream": True, "system": system, "tools": tools,
-                               "messages": marked, "metadata": {"user_id": "u"}}).encode()  # fmt: skip
-            raw_requests += len(body)
-            answer = text(chance.randint(30, 120))
-            use = {"type": "tool_use", "id": f"toolu_{turn + 1:04d}", "name": "Bash", "input": {"command": text(8)}}
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}, use]})
-            number = journal.send(
-                at_ns=at, connection="c", method="POST", host="h:443", path="/v1/messages", headers=headers
-            )
-            journal.sent(number, at_ns=at, body=body)
-            if with_answers:
-                journal.headers(number, at_ns=at, status=200, headers=(*headers, (b"request-id", b"req_%024d" % turn)))
-                for word in answer.split():
-                    event = (
-                        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-                        b'"delta":{"type":"text_delta","text":" %s"}}\n\n' % word.encode()
-                    )
-                    at += chance.randint(5_000_000, 30_000_000)
-                    journal.read(number, at, event)
-                    raw_answers += len(event)
-                journal.end(number, at_ns=at, outcome="complete")
-            time.sleep(0.21 if turn % 10 == 0 else 0)
-        journal.close()
-        sizes[with_answers] = sum(file.stat().st_size for file in store.path.iterdir())
-        found = list(store.exchanges())
-        assert sum(len(exchange.request_body) for exchange in found) == raw_requests
-    return raw_requests / sizes[False], (raw_requests + raw_answers) / sizes[True], raw_requests / 1e6
 
 
 async def main_async(rounds: int, requests: int, streams: int) -> None:
     """Run it and print."""
+    from bench.store_size import store_ratios
+
+    console = Console(stderr=True)
     source = Source()
-    server = await asyncio.start_server(source.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(source.serve, "127.0.0.1", 0, limit=4 << 20)
     upstream = server.sockets[0].getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="agentdyno-bench-") as name:
         folder = Path(name)
-        request_ratio, store_ratio, raw_mb = await asyncio.to_thread(store_ratios, folder)
+        sizes = await asyncio.to_thread(store_ratios, folder)
         with contextlib.ExitStack() as stack:
-            one = await asyncio.to_thread(stack.enter_context, bare(folder, upstream))
-            two = await asyncio.to_thread(stack.enter_context, ours(folder, upstream))
-            direct_ms = await measure([one, two], upstream, rounds=rounds, requests=requests, streams=streams)
+            proxies = [
+                await asyncio.to_thread(stack.enter_context, bare(folder, upstream)),
+                await asyncio.to_thread(stack.enter_context, ours(folder, upstream)),
+            ]
+            try:
+                program = await asyncio.to_thread(install_claude_tap)
+                proxies.append(await asyncio.to_thread(stack.enter_context, claude_tap(program, folder, upstream)))
+            except OSError as fault:
+                console.print(f"not compared with claude-tap: {fault}", soft_wrap=True)
+            direct_ms = await measure(proxies, upstream, rounds=rounds, requests=requests, streams=streams)
     server.close()
-    report(one, two, direct_ms, request_ratio, store_ratio, raw_mb)
+    report(console, proxies, direct_ms, sizes)
 
 
-def report(
-    bare_: Proxy, ours_: Proxy, direct_ms: float, request_ratio: float, store_ratio: float, raw_mb: float
-) -> None:
+def ratio(of: list[float], to: list[float]) -> float:
+    """Median of the rounds' ratios."""
+    return round(statistics.median(one / other for one, other in zip(of, to, strict=True)), 3)
+
+
+def report(console: Console, proxies: list[Proxy], direct_ms: float, sizes: tuple[float, float, float]) -> None:
     """A table on stderr, one JSON object on stdout."""
     median = statistics.median
-    table = Table(title="recorder against bare mitmdump (medians of interleaved rounds)")
-    for column in ("", "CPU us / request", "CPU us / SSE chunk", "p50 ms", "added p50 ms"):
+    bare_, ours_, *others = proxies
+    table = Table(title=f"proxies on one SSE load (medians of {len(ours_.p50_ms)} interleaved rounds)")
+    for column in (
+        "",
+        "CPU us / request",
+        "CPU us / SSE chunk",
+        "CPU ms / turn of 1 MB",
+        "CPU ms / new 1 MB",
+        "added p50 ms",
+        "RSS MB, first and last round",
+    ):
         table.add_column(column, justify="left" if not column else "right")
-    for proxy in (bare_, ours_):
+    for proxy in proxies:
         table.add_row(
             proxy.name,
             f"{median(proxy.per_request_us):.0f}",
             f"{median(proxy.per_chunk_us):.0f}",
-            f"{median(proxy.p50_ms):.3f}",
+            f"{median(proxy.per_turn_us) / 1e3:.1f}",
+            f"{median(proxy.per_new_us) / 1e3:.1f}",
             f"{median(proxy.p50_ms) - direct_ms:.3f}",
+            f"{proxy.rss_mb[0]:.0f} and {proxy.rss_mb[-1]:.0f}",
         )
-    console = Console(stderr=True)
+    request_ratio, store_ratio, raw_mb = sizes
     console.print(table)
     console.print(
         f"150-turn session, {raw_mb:.1f} MB of requests: bodies stored {request_ratio:.0f}x smaller, whole store "
         f"{store_ratio:.0f}x smaller than the raw bytes"
     )
+    tap = others[0] if others else None
     result = {
-        "cpu_per_request_x": round(
-            median(o / b for o, b in zip(ours_.per_request_us, bare_.per_request_us, strict=True)), 3
-        ),
-        "cpu_per_chunk_x": round(median(o / b for o, b in zip(ours_.per_chunk_us, bare_.per_chunk_us, strict=True)), 3),
+        "cpu_per_request_x": ratio(ours_.per_request_us, bare_.per_request_us),
+        "cpu_per_chunk_x": ratio(ours_.per_chunk_us, bare_.per_chunk_us),
+        "cpu_per_turn_1mb_x": ratio(ours_.per_turn_us, bare_.per_turn_us),
+        "cpu_per_request_to_claude_tap_x": None if tap is None else ratio(ours_.per_request_us, tap.per_request_us),
+        "cpu_per_chunk_to_claude_tap_x": None if tap is None else ratio(ours_.per_chunk_us, tap.per_chunk_us),
+        "cpu_per_turn_1mb_to_claude_tap_x": None if tap is None else ratio(ours_.per_turn_us, tap.per_turn_us),
+        "cpu_per_new_1mb_to_claude_tap_x": None if tap is None else ratio(ours_.per_new_us, tap.per_new_us),
         "added_p50_ms": round(median(ours_.p50_ms) - direct_ms, 3),
         "bare_added_p50_ms": round(median(bare_.p50_ms) - direct_ms, 3),
         "cpu_us_per_request": round(median(ours_.per_request_us), 1),
         "cpu_us_per_chunk": round(median(ours_.per_chunk_us), 1),
+        "rss_mb_first": round(ours_.rss_mb[0], 1),
+        "rss_mb_last": round(ours_.rss_mb[-1], 1),
         "request_bodies_x": round(request_ratio, 1),
         "store_ratio_x": round(store_ratio, 1),
     }

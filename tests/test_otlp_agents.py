@@ -23,7 +23,7 @@ from tests.otlp.make import GROUPS, TIMED, read_stamps, telling
 from tests.real_agents import AGENTS, Agent, Unavailable
 from tests.recorder_process import recorder
 
-pytestmark = [pytest.mark.agents, pytest.mark.timeout(300), pytest.mark.xdist_group("agents")]
+pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 
 ATTEMPTS = 4
 EXPORTING = tuple(agent for agent in AGENTS if agent.name in ("claude-code", "codex"))

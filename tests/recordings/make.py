@@ -20,7 +20,7 @@ from capture.scripted import RequestLog, ScriptedServer
 from capture.store import Store
 from tests import real_agents
 from tests.real_agents import AGENTS, Agent, Unavailable
-from tests.test_real_agents import recorder
+from tests.recorder_process import recorder
 
 FOLDER = Path(__file__).parent
 LONGEST_TEXT = 60  # characters that stay of any text in a request: the prompts are their makers' own
@@ -68,9 +68,11 @@ def answer_id(exchange: Exchange) -> int | None:
     return int(found[1]) if found else None
 
 
-def write(agent: Agent, exchange: Exchange, log: RequestLog, script: Script, folder: Path) -> None:
-    """Writes the three files of a recording."""
-    target = FOLDER / agent.name
+def write(
+    agent: Agent, exchange: Exchange, log: RequestLog, script: Script, folder: Path, target: Path | None = None
+) -> None:
+    """Writes the three files of a recording into `target`; None: the folder that bears the agent's name."""
+    target = target or FOLDER / agent.name
     target.mkdir(exist_ok=True)
     response = b"".join(read.data for read in exchange.reads)
     (target / ("response.sse" if agent.streams else "response.json")).write_bytes(response)
@@ -98,6 +100,7 @@ def write(agent: Agent, exchange: Exchange, log: RequestLog, script: Script, fol
     }
     dump(target / "exchange.json", exchange_json)
     step = script.steps[KEPT]
+    nameless = agent.api == "google.gemini"  # it gives its tool calls no ids
     assert log.first_content_ns is not None
     assert log.last_byte_ns is not None
     dump(
@@ -108,14 +111,15 @@ def write(agent: Agent, exchange: Exchange, log: RequestLog, script: Script, fol
             "model": agent.model,
             "stream": agent.streams,
             "tool_names": list(log.tool_names),
-            "tool_result_ids": [result.call_id for result in log.tool_results],
+            "notes": ["context_management asks for clear_thinking_20251015"] if agent.name == "claude-code" else [],
+            "tool_result_ids": None if nameless else [result.call_id for result in log.tool_results],
             "text": step.text,
             "reasoning": step.reasoning,
-            "calls": [[call.call_id, call.name, call.arguments] for call in log.calls],
+            "calls": [[None if nameless else call.call_id, call.name, call.arguments] for call in log.calls],
             "usage": {
                 "input_total": USAGE.input_total,
                 "cache_read": USAGE.cache_read,
-                "cache_write": USAGE.cache_write,
+                "cache_write": None if nameless else USAGE.cache_write,  # nor a count of what it wrote to its cache
                 "output_total": USAGE.output_total,
                 # Anthropic's usage holds no count of reasoning.
                 "reasoning": None if agent.api == "anthropic.messages" else USAGE.reasoning,
@@ -125,7 +129,7 @@ def write(agent: Agent, exchange: Exchange, log: RequestLog, script: Script, fol
             "server_end_ms": round((log.last_byte_ns - log.received_headers_ns) / 1e6, 3),
         },
     )
-    print(f"{agent.name}: {len(response)} bytes of answer, {len(exchange.reads)} reads")
+    print(f"{target.name}: {len(response)} bytes of answer, {len(exchange.reads)} reads")
 
 
 def dump(path: Path, value: object) -> None:
