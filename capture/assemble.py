@@ -3,7 +3,7 @@
 The law of this file, in five sentences:
 
 1. Every call lands in exactly one session and on exactly one chain of it; nothing is dropped, a failed attempt
-   included, because it loaded a server.
+   included, because it loaded a server. (What two recorders in a row saw is one call: `twice`.)
 2. A prompt is told by spans of the session's pool, and the messages under the spans are exactly the messages sent,
    after those that the provider puts before them where a request names a previous response.
 3. Time on a chain is cut without rest: a call's own time, then the gap to the next send, which belongs to the tools if
@@ -41,6 +41,7 @@ from capture.pool import MessagePool
 from capture.tool_kind import asks_human
 from capture.tool_results import added_messages, read_tool_calls
 from capture.trajectory import COMPACTION, CaptureQuality, GapKind, Request, TokenSource, Trajectory
+from capture.twice import counted_once
 
 _ERROR_CHARACTERS = 500
 _WRITERS = 8  # calls before a compacted prompt among which its summary is looked for
@@ -66,7 +67,7 @@ WIRE = Origin(source="wire", token_source="provider")  # noqa: S106 - a word, no
 
 def assemble(calls: Iterable[ModelCall], key: bytes, origin: Origin = WIRE) -> list[Trajectory]:
     """Sessions in order of their first send; `key` is the store's."""
-    return [_Session(group, origin).trajectory(key) for group in group_calls(calls)]
+    return [_Session(group, origin).trajectory(key) for group in group_calls(counted_once(calls))]
 
 
 def contributor_id(key: bytes, name: str) -> str:

@@ -16,8 +16,9 @@ _UNSTEADY = re.compile(
 _UNSTEADY_WORDS = ("</system-reminder>", "x-anthropic-billing-header:")
 # Text in the user's role that a harness writes: it is no human turn. Whole elements, or what starts a message.
 _INJECTED_ELEMENT = re.compile(
-    r"<(system-reminder|environment_context|user_instructions|permissions instructions|turn_aborted|"
-    r"local-command-stdout|local-command-caveat|command-message|skills_instructions|apps_instructions|collaboration_mode|"
+    r"<(system-reminder|environment_context|environment_details|session_context|user_instructions|"
+    r"permissions instructions|turn_aborted|local-command-stdout|local-command-caveat|command-message|"
+    r"skills_instructions|apps_instructions|collaboration_mode|"
     r"subagent_notification|task-notification)>.*?(</\1>|$)",
     re.DOTALL,
 )

@@ -200,6 +200,8 @@ class ChainBuilder:
         before = last.node
         if node.retries(before):
             return _Fit(rank=(8, 0, len(node.talk)), event="append", base=last, by="words", retry=True)
+        if node.resumes(before):
+            return _Fit(rank=(8, 0, len(node.talk)), event="append", base=last, by="words")
         shared = common_length(before.talk, node.talk)
         whole = shared == len(before.talk) and shared > 0
         idle = _idle(chain, node.send_us)
@@ -209,9 +211,9 @@ class ChainBuilder:
         alike = steady + (node.tools == before.tools)
         if whole and shared == len(node.talk) and not echoes:
             # The same prompt again: said anew, or a second opinion while the first is still being written. A
-            # sub-agent that is done and asked the same is another one.
+            # sub-agent that is done and asked the same is another one; so is one that was given its asker's own task.
             done = chain.spawned and not before.answer_ids and not before.failed
-            if done or not (idle or before.failed):
+            if done or self._handed_on(node) or not (idle or before.failed):
                 return None
             return _Fit(rank=(3, alike, shared), event="branch", base=last, by="words")
         if node.call.compaction is not None and shared >= max(1, before.opening):
@@ -234,6 +236,17 @@ class ChainBuilder:
             return None
         return self._rewound(chain, node)
 
+    def _handed_on(self, node: Node) -> bool:
+        """Whether somebody waits for sub-agents that he asked for what this call begins with, and one is to begin."""
+        for chain in self.chains:
+            answer = chain.last.node.call.answer
+            if chain.side or answer is None or not _idle(chain, node.send_us):
+                continue
+            asked = [use for use in answer.tool_calls if tool_kind(use.name) == "subagent" and node.is_task_of(use)]
+            if len(asked) > self._started[chain.last.position]:
+                return True
+        return False
+
     def _rewound(self, chain: Chain, node: Node) -> _Fit | None:
         """Older states of the chain: a rewind goes on from one of them."""
         best: tuple[int, int] = (0, 0)
@@ -247,8 +260,8 @@ class ChainBuilder:
         if depth <= step.node.opening:
             return None
         by: Literal["id", "words"] = "words" if step.node.answer_ids.isdisjoint(node.result_ids) else "id"
-        # History rewritten in place keeps most of its length; a rewind drops the tail.
-        if len(node.talk) > len(chain.last.node.talk):
+        # History rewritten in place keeps what the model said behind that place; a rewind drops the tail.
+        if len(node.talk) > len(chain.last.node.talk) and "a" in node.voices[depth:]:
             return _Fit(rank=(2, 0, depth), event="edit", base=chain.last, by=by)
         return _Fit(rank=(2, 0, depth), event="branch", base=step, by=by)
 
@@ -281,7 +294,8 @@ class ChainBuilder:
         ]
         for writer in writers:
             shorter = 2 * node.size < max(writer.size, last.node.size)
-            if node.carries(writer.summary, by_model=writer.asks_for_summary and shorter):
+            written = node.carries(writer.summary, by_model=writer.asks_for_summary and shorter)
+            if written and node.takes_over((last.node,)):
                 return "words"
         return None
 

@@ -98,6 +98,7 @@ def delete(store: Store, chosen: Iterable[Held], held: Iterable[Held]) -> Purge:
                 "delete both, or neither"
             )
     others = {exchange for session in held if session.session_id not in names for exchange in session.exchanges}
+    doomed |= _copies_of(store, doomed) - others
     doomed |= _that_name_them(store, doomed, others)
     return _take_out(store, doomed, names)
 
@@ -135,12 +136,15 @@ def prune(store: Store, old: Iterable[Held], lonely: frozenset[str]) -> Purge:
     return _take_out(store, doomed, {session.session_id for session in old})
 
 
-def purge(store: Store) -> Purge:
-    """Write every journal with a tombstone anew, as far as no recorder holds it. Nothing if another process does so."""
+def purge(store: Store, *, wait: bool = False) -> Purge:
+    """Write every journal with a tombstone anew, as far as no recorder holds it.
+
+    While another process does so this one waits for it, or does nothing.
+    """
     done = Purge()
     if not any(store.path.glob(f"*{SUFFIX}")) and not any(store.path.glob(f"{DRAFT}*")):
         return done
-    with rewriting(store.path) as alone:
+    with rewriting(store.path, wait=wait) as alone:
         if not alone:
             return done
         for draft in store.path.glob(f"{DRAFT}*"):
@@ -176,7 +180,18 @@ def _take_out(store: Store, doomed: set[str], session_ids: set[str]) -> Purge:
                 if log.twin is not None:
                     shelf.remove(log.twin)
         joined.forget(session_id)
-    return purge(store)
+    return purge(store, wait=True)
+
+
+def _copies_of(store: Store, doomed: set[str]) -> set[str]:
+    """What a recorder behind the one that saw the doomed wrote of the same calls: no session shows it."""
+    if len(store.journals()) < 2:
+        return set()
+    from capture.sessions import read_wire
+    from capture.twice import copies
+
+    kept_for = copies(read_wire(store, []))
+    return {copy.partition("#")[0] for copy, kept in kept_for.items() if kept.partition("#")[0] in doomed}
 
 
 def _that_name_them(store: Store, doomed: set[str], others: set[str]) -> set[str]:
@@ -227,6 +242,7 @@ def _purge(store: Store, journal: Path, done: Purge) -> None:
     before = journal.stat().st_size
     _settle(journal)
     with JournalReader(journal) as reader:
+        reader.hidden = drop
         kept = sum(1 for _ in reader.exchanges())
         if reader.problems:
             raise EraseFault(
@@ -245,10 +261,11 @@ def _purge(store: Store, journal: Path, done: Purge) -> None:
             if state == "killed":
                 copy.with_suffix(".lock").touch(mode=0o600)
             with JournalReader(journal) as reader:
+                reader.hidden = drop
                 copy_journal(reader, copy, drop=drop)
-            compare(journal, copy)
+            compare(journal, copy, drop)
             copy.replace(journal)
-            bury(journal)
+            bury(journal, drop)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     done.journals += 1
@@ -256,9 +273,10 @@ def _purge(store: Store, journal: Path, done: Purge) -> None:
     done.freed_bytes += before - (journal.stat().st_size if journal.exists() else 0)
 
 
-def compare(journal: Path, copy: Path) -> None:
-    """EraseFault unless both read alike, exchange by exchange."""
+def compare(journal: Path, copy: Path, drop: frozenset[int]) -> None:
+    """EraseFault unless both read alike, exchange by exchange, but for those that were dropped."""
     with JournalReader(journal) as one, JournalReader(copy) as other:
+        one.hidden = drop  # another process may have hidden more since the copy was begun
         pairs = zip(one.exchanges(), other.exchanges(), strict=True)
         try:
             same = all(left == right for left, right in pairs)
@@ -287,4 +305,4 @@ def _unlink(journal: Path) -> None:
     for name in (str(journal), f"{journal}-wal", f"{journal}-shm"):
         Path(name).unlink(missing_ok=True)
     journal.with_suffix(".lock").unlink(missing_ok=True)
-    bury(journal)
+    bury(journal, hidden_numbers(journal))

@@ -154,7 +154,7 @@ class _Index:
         again = [
             (group, earlier)
             for group, earlier in self.by_prompt.get((node.head, node.talk), ())
-            if node.retries(earlier) and not _taken_up(group, earlier)
+            if (node.retries(earlier) or node.resumes(earlier)) and not _taken_up(group, earlier)
         ]
         if again or node.call.kind == "auxiliary":
             return again
@@ -170,9 +170,8 @@ class _Index:
     def _by_words(self, node: Node) -> _Found | None:
         for group in reversed(self.active.values()):
             for earlier in group.recent():
-                if node.carries(earlier.summary) or (
-                    earlier.asks_for_summary and node.carries(earlier.summary, by_model=True)
-                ):
+                written = node.carries(earlier.summary, by_model=earlier.asks_for_summary)
+                if written and node.takes_over(group.recent()):
                     return group, "echo"
                 waiting = group.nodes[-1] is earlier or earlier.end_us is None or earlier.end_us <= node.send_us
                 if waiting and earlier.answer_ids and node.asked_by(earlier):

@@ -9,7 +9,7 @@ matched log, a person's wait is tied to the request that follows it by the log's
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from capture.assemble import Origin, assemble, session_id
@@ -54,10 +54,9 @@ class _Wire:
 
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     of_native: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    of_response: dict[str, tuple[str, str]] = field(default_factory=dict)  # → (session id, exchange id)
-    of_tool: defaultdict[str, dict[str, str]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )  # → {session: exchange}
+    # Each id → {session: exchange}: servers of one's own may give an id to two sessions.
+    of_response: defaultdict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    of_tool: defaultdict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
 
     @classmethod
     def read(cls, store: Store, problems: list[str]) -> _Wire:
@@ -78,7 +77,7 @@ class _Wire:
                 for native in natives:
                     wire.of_native[native].add(name)
                 if response is not None:
-                    wire.of_response[response] = (name, exchange)
+                    wire.of_response[response][name] = exchange
             for call in trajectory.tool_calls:
                 wire.of_tool[call.tool_call_id][name] = exchanges[call.request_index]
         return wire
@@ -89,9 +88,16 @@ class _Wire:
 
     def owner_of_tool(self, tool_call_id: str, preferred: set[str]) -> tuple[str, str] | None:
         """(session id, exchange id) of the call that asked for a tool; None where two sessions may be meant."""
-        owners = self.of_tool.get(tool_call_id, {})
-        chosen = [name for name in owners if name in preferred] or list(owners)
-        return (chosen[0], owners[chosen[0]]) if len(chosen) == 1 else None
+        return _owner(self.of_tool.get(tool_call_id, {}), preferred)
+
+    def owner_of_response(self, response_id: str, preferred: set[str]) -> tuple[str, str] | None:
+        """The same for an answer."""
+        return _owner(self.of_response.get(response_id, {}), preferred)
+
+
+def _owner(owners: Mapping[str, str], preferred: set[str]) -> tuple[str, str] | None:
+    chosen = [name for name in owners if name in preferred] or list(owners)
+    return (chosen[0], owners[chosen[0]]) if len(chosen) == 1 else None
 
 
 def join_logs(store: Store, files: Sequence[LogFile], problems: list[str]) -> list[JoinResult]:
@@ -163,7 +169,7 @@ def _match(log: LogSession, wire: _Wire, key: bytes) -> list[_Match]:
     named = wire.of_native.get(log.native_session_id, set())
     calls: dict[int, tuple[str, str]] = {}  # call of the log → (session id, exchange id)
     for position, call in enumerate(log.calls):
-        place = wire.of_response.get(call.response_id) if call.response_id is not None else None
+        place = wire.owner_of_response(call.response_id, named) if call.response_id is not None else None
         for use in call.answer.tool_calls if call.answer is not None else ():
             place = place or wire.owner_of_tool(use.id, named)
         if place is not None:
@@ -224,8 +230,13 @@ def _outcomes(log: LogSession, key: bytes) -> dict[str, ToolOutcome]:
 
 
 def _waits(log: LogSession, matched: dict[int, str]) -> dict[str, int]:
-    """Human waits by the exchange that each of them ended in: the log's next call, if the wire holds that one."""
-    sends = sorted((call.t_send_ns // 1000, position) for position, call in enumerate(log.calls))
+    """Human waits by the exchange that each of them ended in: the log's next call, if the wire holds that one.
+
+    It is the main agent that waits: sub-agents may be at work in the background meanwhile.
+    """
+    sends = sorted(
+        (call.t_send_ns // 1000, position) for position, call in enumerate(log.calls) if call.hints[0].agent is None
+    )
     found: defaultdict[str, int] = defaultdict(int)
     for wait in log.human_waits:
         following = next((position for at, position in sends if at >= wait.ended_utc_us), None)

@@ -108,7 +108,24 @@ class Node:
         answer = earlier.call.answer
         if answer is None or not self.tasks:
             return False
-        return any(task in use.arguments for use in answer.tool_calls for task in self.tasks)
+        return any(self.is_task_of(use) for use in answer.tool_calls)
+
+    def takes_over(self, before: Iterable[Node]) -> bool:
+        """Whether a summary in this prompt may stand for one of these conversations.
+
+        Answers are quoted to other agents too: where the prompt does not speak of a summary, the program has to be the
+        same.
+        """
+        return self.declares_compaction or any(self.head == one.head and self.tools == one.tools for one in before)
+
+    def is_task_of(self, use: ToolUse) -> bool:
+        """Whether a tool call asks somebody to do what this prompt begins with."""
+        return any(task in use.arguments for task in self.tasks)
+
+    def resumes(self, earlier: Node) -> bool:
+        """Whether this goes on from an answer that the service itself had paused and that holds no words to compare."""
+        same = earlier.call.stop == "pause_turn" and earlier.answer_hash is None and self.same_prompt(earlier)
+        return same and earlier.end_us is not None and 0 <= self.send_us - earlier.end_us <= RETRY_WINDOW_US
 
     def same_prompt(self, other: Node) -> bool:
         """Whether both asked the same."""

@@ -16,6 +16,7 @@ from capture.assemble import assemble, contributor_id, session_id
 from capture.call import Message, ModelCall, Tool
 from capture.dialect import read_calls
 from capture.joined import Joined, JoinedFault, JoinedLog
+from capture.log_files import LOG_SOURCES
 from capture.otlp import Telemetry, is_telemetry, times_of
 from capture.shelf import Shelf, ShelfFault
 from capture.store import Store
@@ -37,23 +38,29 @@ class HiddenTwin:
 
 
 def read_sessions(
-    store_path: Path | str, problems: list[str], hidden: list[HiddenTwin] | None = None
+    store_path: Path | str, problems: list[str], hidden: list[HiddenTwin] | None = None, *, once: bool = False
 ) -> Iterator[Trajectory]:
     """Recorded sessions in order of their first send, then imported ones; a sentence per damaged place to `problems`.
 
-    The import of a log that is joined to a recorded session is left out and put into `hidden`. StoreError when there
-    is no store. A damaged place never hides the rest.
+    The import of a log that is joined to a recorded session is left out and put into `hidden`. With `once`, so is one
+    that is not joined but has the id of a recorded session, and `problems` says so. StoreError when there is no store.
+    A damaged place never hides the rest.
     """
     store = Store.open(store_path)
-    recorded = _recorded(store, problems)
+    natives: set[str] = set()
+    recorded = _recorded(store, problems, natives=natives)
     shelf = Shelf(store_path)
     twins = _twins(store, recorded)
+    doubles = {session_id(store.key, f"{log}:{native}") for native in natives for log in LOG_SOURCES} if once else set()
     listed = []
     for name in shelf.session_ids():
-        if name not in twins:
+        if name in twins:
+            if hidden is not None:
+                hidden.append(twins[name])
+        elif name in doubles:
+            problems.append("an import of a session that is recorded too: `agentdyno capture join` makes one of both")
+        else:
             listed.append(name)
-        elif hidden is not None:
-            hidden.append(twins[name])
     activities = [session_activity(trajectory) for trajectory in recorded]
     activities += _activities(shelf, listed)
     peaks = {person.contributor: person.peak for person in by_contributor(activities)}
@@ -84,14 +91,22 @@ def read_activities(store_path: Path | str, problems: list[str]) -> Iterator[Ses
     yield from _activities(shelf, [name for name in shelf.session_ids() if name not in twins])
 
 
-def _recorded(store: Store, problems: list[str], names: dict[str, str] | None = None) -> list[Trajectory]:
-    """Sessions of the journals with all that is known of their times; `names` gets the names of contributors by id."""
+def _recorded(
+    store: Store, problems: list[str], names: dict[str, str] | None = None, natives: set[str] | None = None
+) -> list[Trajectory]:
+    """Sessions of the journals with all that is known of their times.
+
+    `names` gets the names of contributors by id, `natives` all ids by which a log may name one of the sessions.
+    """
     telemetry = Telemetry()
 
     def calls() -> Iterator[ModelCall]:
         for call in read_wire(store, problems, telemetry):
             if names is not None and call.contributor is not None:
                 names[contributor_id(store.key, call.contributor)] = call.contributor
+            if natives is not None:
+                natives.update(hint.session for hint in call.hints)
+                natives.update(filter(None, (call.response_id,)))
             yield call
 
     trajectories = assemble(calls(), store.key)

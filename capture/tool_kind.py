@@ -28,9 +28,9 @@ _QUESTIONS: tuple[str, ...] = (
 _ASKS_HUMAN = frozenset(name for names in _QUESTIONS for name in names.split())
 
 _EXIT_CODE = (
-    re.compile(r"<returncode>(-?\d+)</returncode>"),
-    re.compile(r'"(?:exit_code|returncode)"\s*:\s*(-?\d+)'),
-    re.compile(r"(?:^|\n)(?:Process exited with code|Exit code:?|Command exited with code)\s+(-?\d+)"),
+    re.compile(r"<returncode>(-?\d{1,10})</returncode>"),
+    re.compile(r'"(?:exit_code|returncode)"\s*:\s*(-?\d{1,10})\b'),
+    re.compile(r"(?:^|\n)(?:Process exited with code|Exit code:?|Command exited with code)\s+(-?\d{1,10})\b"),
 )
 _TIMED_OUT = re.compile(r"(?:command|tool) timed out after|<timed_out>true", re.IGNORECASE)
 _LOOK = 4000  # characters at either end of a result; harnesses say how a command ended at its head or its tail
@@ -50,11 +50,15 @@ def asks_human(name: str) -> bool:
 
 
 def exit_code(result: str) -> int | None:
-    """Exit code that the harness wrote into the result of a command; None where it wrote none."""
+    """Exit code that the harness wrote into the result of a command; None where it wrote none.
+
+    Codes have 32 bits: those that Windows writes without a sign (3221225786) get theirs back.
+    """
     look = result if len(result) <= 2 * _LOOK else result[:_LOOK] + "\n" + result[-_LOOK:]
     for pattern in _EXIT_CODE:
         if found := pattern.search(look):
-            return int(found[1])
+            code = int(found[1])
+            return None if not -(2**31) <= code < 2**32 else code if code < 2**31 else code - 2**32
     return None
 
 

@@ -47,6 +47,7 @@ from curate.table import SCHEMA_VERSION, TABLES
 
 SHARD_BYTES = 32 << 20  # of sessions as JSON: seconds of work, so a kill costs little
 SHARD_SESSIONS = 512
+SAME_START_US = 2_000_000  # two recorders of one session see its first call at nearly one time
 PREVIOUS = "previous-manifest.json"
 
 
@@ -120,7 +121,7 @@ def _open(path: Path, redactor: Redacts | None) -> Source:
 
     def sessions(problems: list[str]) -> Iterator[Trajectory]:
         found: list[str] = []
-        yield from read_sessions(path, found)
+        yield from read_sessions(path, found, once=True)
         # A published file names no folder of this machine.
         problems.extend(problem.replace(f"{path}{os.sep}", "").replace(str(path), path.name) for problem in found)
 
@@ -273,6 +274,7 @@ def _tasks(
 ) -> Iterator[ShardTask]:
     """Group the sessions of each store into shards, in the order of reading."""
     seen: set[str] = set()
+    said: dict[bytes, tuple[str, int]] = {}  # what recorded sessions say → store and start of the first that says it
     version = importlib.metadata.version("agentdyno")
     for source in sources:
         settings = "\n".join((FORMAT, SCHEMA_VERSION, version, tokenizer, recipe.license or "", source.rules))
@@ -298,6 +300,9 @@ def _tasks(
                 dropped["same session as one read before"] += 1
                 continue
             seen.add(trajectory.session_id)
+            if _in_another_store(trajectory, source.store_id, said):
+                dropped["same session as one that another store's recorder saw"] += 1
+                continue
             blobs.append(msgspec.json.encode(published(trajectory)))
             size += len(blobs[-1])
             if len(blobs) >= SHARD_SESSIONS or size >= SHARD_BYTES:
@@ -306,6 +311,18 @@ def _tasks(
         dropped.update(problems)
         if blobs:
             yield task(blobs)
+
+
+def _in_another_store(trajectory: Trajectory, store_id: str, said: dict[bytes, tuple[str, int]]) -> bool:
+    """Whether a recorder of another store saw this very session: one may stand behind the other.
+
+    Each store has ids of its own; all words and all answers alike, at the same time, are no second run of a task.
+    """
+    if trajectory.source != "wire" or not trajectory.pool or trajectory.t0_utc_us is None:
+        return False
+    words = msgspec.json.encode([pooled.message for pooled in trajectory.pool])
+    known, start_us = said.setdefault(hashlib.sha256(words).digest(), (store_id, trajectory.t0_utc_us))
+    return known != store_id and abs(trajectory.t0_utc_us - start_us) <= SAME_START_US
 
 
 def _run(

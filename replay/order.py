@@ -99,7 +99,11 @@ class _Graph:
         )
 
     def _before(self, request: Request) -> int | None:
-        """Nearest replayed request that this one continues or that spawned it."""
+        """Nearest replayed request before this one on its chain; for a chain's first: the one that spawned it."""
+        chain = self.chains[request.agent_path]
+        place = next(i for i, other in enumerate(chain) if other is request)
+        if place:  # its parent may lie further back (a rewind), but the agent did what stands between before it
+            return chain[place - 1].request_index
         seen = {request.request_index}
         index = request.parent_request_index
         while index is not None and index not in self.kept and index in self.by_index and index not in seen:
@@ -108,11 +112,6 @@ class _Graph:
             index = skipped.retry_of if skipped.retry_of is not None else skipped.parent_request_index
         if index in self.kept and self._sent_before(index, request):
             return index
-        # No usable link (its parent was left out, say): the chain's own order still holds.
-        chain = self.chains[request.agent_path]
-        place = next(i for i, other in enumerate(chain) if other is request)
-        if place:
-            return chain[place - 1].request_index
         # A chain that nobody is known to have started: whatever ended last before it, so that it keeps its time.
         ended = [
             other

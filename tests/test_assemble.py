@@ -10,6 +10,7 @@ import pytest
 from capture.assemble import assemble, contributor_id, session_id
 from capture.call import SessionHint
 from capture.pool import render
+from capture.tool_kind import exit_code
 from tests.calls import KEY, MS, SYSTEM, Wire, conversation, result, said, user
 
 
@@ -185,6 +186,19 @@ def test_results_of_commands_say_how_they_ended() -> None:
     assert (rows["t3"].kind, rows["t3"].exit_code) == ("mcp", None)
     assert (rows["t4"].kind, rows["t4"].wall_us, rows["t4"].result_bytes) == ("edit", None, None)
     assert len({call.parallel_group for call in rows.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Exit code 3221225786", -1073741510),  # Ctrl-C on Windows, which says it without a sign
+        ("Process exited with code -1073741510", -1073741510),
+        ("<returncode>4294967296</returncode>", None),
+        (f'"exit_code": {"9" * 5000}', None),
+    ],
+)
+def test_exit_codes_have_32_bits(text: str, code: int | None) -> None:
+    assert exit_code(text) == code
 
 
 def test_ids_that_repeat_in_every_turn() -> None:
@@ -376,3 +390,10 @@ def test_a_better_id_that_differs_outweighs_a_worse_one_that_agrees() -> None:
     # Where only the worse one is sent, it is all there is.
     wire.call(9000, [SYSTEM, user("More.")], said("ok"), body_session="account")
     assert [len(one.requests) for one in wire.assemble()] == [5, 4]
+
+
+@pytest.mark.parametrize("element", ["session_context", "environment_details", "environment_context"])
+def test_what_an_agent_says_of_its_surroundings_is_no_human_turn(element: str) -> None:
+    wire = Wire()
+    wire.call(0, [SYSTEM, user(f"<{element}>\nToday is Friday.\n</{element}>"), user("Fix it.")], said("Done"))
+    assert wire.one().num_user_messages == 1

@@ -324,6 +324,16 @@ def test_nothing_to_build_from_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
+def test_a_session_that_two_stores_hold_is_built_once(tmp_path: Path) -> None:
+    near, behind = tmp_path / "near", tmp_path / "behind"
+    record(near, 2, key=None)
+    record(behind, 2, key=None)
+    record(behind, 3, key=None)
+    report = build([near, behind], tmp_path / "d")
+    assert (report.rows["sessions"], report.rows["requests"]) == (2, 5)
+    assert report.dropped == {"same session as one that another store's recorder saw": 1}
+
+
 def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None:
     broken = replace(text_session("broken"), requests=(replace(text_session().requests[0], prompt_spans=((0, 99),)),))
     report = make(

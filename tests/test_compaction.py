@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from capture.call import Message
+from capture.call import Message, Tool
 from capture.trajectory import Trajectory
-from tests.calls import LONG, SYSTEM, Wire, conversation, result, said, user
+from tests.calls import LONG, SYSTEM, TOOLS, Wire, conversation, result, said, user
 
 
 def test_a_compaction_that_says_so() -> None:
@@ -274,3 +274,21 @@ def test_a_sub_agents_compaction_is_its_own() -> None:
         ("main", "continue", "append"),
     ]
     assert found.num_compactions == 1
+
+
+OTHER_TOOLS = (Tool(name="comment", description="", parameters="{}"),)
+
+
+@pytest.mark.parametrize(
+    ("system", "tools"),
+    [(Message(role="system", content="You review."), TOOLS), (SYSTEM, OTHER_TOOLS)],
+    ids=["instructions", "tools"],
+)
+def test_an_answer_that_is_shown_to_another_agent_compacts_nothing(system: Message, tools: tuple[Tool, ...]) -> None:
+    wire = Wire()
+    history = worked(wire)
+    wire.call(4000, [*history, user("Give me a summary.")], said(LONG))
+    wire.call(9000, [system, user(f"Review what another agent did: {LONG}")], said("Well done"), tools=tools)
+    first, second = wire.assemble()
+    assert (first.num_compactions, second.num_compactions) == (0, 0)
+    assert (len(second.requests), second.num_user_messages) == (1, 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from capture.call import Message, SessionHint, ToolUse
-from tests.exchanges import MS, at_ms, call, sse
+from capture.dialect import read_call
+from tests.exchanges import MS, at_ms, call, exchange, sse
 
 REQUEST: dict[str, Any] = {
     "model": "qwen3-coder",
@@ -235,3 +237,80 @@ def test_which_agent_called(headers: list[tuple[str, str]], expected: tuple[str,
 
 def test_a_path_of_a_gateways_own() -> None:
     assert call("/openai/deployments/x/generate", REQUEST, STREAM).api == "openai.chat"
+
+
+def test_mistrals_content_in_parts() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Let me see."}]}
+    pieces = [
+        chunk({"role": "assistant", "content": [thought]}),
+        chunk({"content": [{"type": "text", "text": "Hel"}]}),
+        chunk({"content": "lo"}),
+        chunk({}, "stop"),
+    ]
+    wanted = Message(role="assistant", content="Hello", reasoning_content="Let me see.")
+    live = call("/v1/chat/completions", REQUEST, sse(*pieces))
+    assert live.answer == wanted
+    assert (live.t_first_thinking_ns, live.t_first_text_ns) == (100 * MS, 110 * MS)
+    echo = {"role": "assistant", "content": [thought, {"type": "text", "text": "Hello"}]}
+    assert call("/v1/chat/completions", REQUEST | {"messages": [echo]}, b"{}").messages == (wanted,)
+
+
+def test_calls_that_are_all_numbered_0() -> None:
+    def part(name: str, call_id: str, text: str) -> dict[str, Any]:
+        return {"index": 0, "id": call_id, "type": "function", "function": {"name": name, "arguments": text}}
+
+    stream = sse(
+        chunk({"tool_calls": [part("a", "x", '{"n":'), {"index": 0, "function": {"arguments": "1}"}}]}),
+        chunk({"tool_calls": [part("a", "y", '{"n":')]}),
+        chunk({"tool_calls": [part("", "z", "2}")]}),  # another id on a mere fragment begins nothing
+        chunk({}, "tool_calls"),
+    )
+    answer = call("/v1/chat/completions", REQUEST, stream).answer
+    assert answer is not None
+    assert [(use.id, use.arguments) for use in answer.tool_calls] == [("x", '{"n":1}'), ("y", '{"n":2}')]
+
+
+@pytest.mark.parametrize("place", ["choice", "x_groq"])
+def test_usage_at_other_places(place: str) -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "cached_tokens": 4}
+    last = chunk({}, "stop", x_groq={"id": "r", "usage": usage}) if place == "x_groq" else chunk({}, "stop")
+    if place == "choice":
+        last[1]["choices"][0]["usage"] = usage
+    found = call("/v1/chat/completions", REQUEST, sse(chunk({"content": "a"}), last)).usage
+    assert (found.input_total, found.cache_read, found.output_total) == (7, 4, 2)
+
+
+def test_an_error_inside_a_choice() -> None:
+    broken = chunk({"content": ""}, "error")
+    broken[1]["choices"][0]["error"] = {"code": 502, "message": "provider hung up"}
+    found = call("/v1/chat/completions", REQUEST, sse(chunk({"content": "a"}), broken, (None, "[DONE]")))
+    assert (found.complete, found.error) == (False, "provider hung up")
+
+
+@pytest.mark.parametrize("count", [10**30, 2**63, 1e300])
+def test_counts_that_no_file_holds_are_unknown(count: float) -> None:
+    usage = {"prompt_tokens": count, "completion_tokens": 2}
+    found = call(
+        "/v1/chat/completions", REQUEST | {"max_completion_tokens": count}, sse(chunk({}, "stop", usage=usage))
+    )
+    assert (found.usage.input_total, found.usage.output_total, found.max_tokens) == (None, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "launched", "expected"),
+    [
+        ("litellm/1.99.0", ("mini-swe-agent", "2.4.5"), ("mini-swe-agent", "2.4.5")),
+        ("litellm/1.99.0", ("mini-swe-agent", None), ("mini-swe-agent", None)),
+        ("litellm/1.99.0", (None, None), ("unknown", None)),
+        ("Aider/0.86", ("claude-code", "2.1"), ("aider", "0.86")),  # started by the agent: the wire knows better
+        ("gemini-cli", ("gemini-cli", "0.33"), ("gemini-cli", "0.33")),
+    ],
+)
+def test_where_the_wire_names_no_agent_the_launched_one_is_meant(
+    user_agent: str, launched: tuple[str | None, str | None], expected: tuple[str, str | None]
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    recorded = exchange("/v1/chat/completions", body, b"{}", headers=[("user-agent", user_agent)])
+    found = read_call(replace(recorded, agent=launched[0], agent_version=launched[1]))
+    assert found is not None
+    assert (found.harness, found.harness_version) == expected

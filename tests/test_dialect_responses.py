@@ -166,7 +166,15 @@ def test_a_stream_whose_last_event_may_hold_no_items(output: list[Any] | None) -
     found = call("/backend-api/codex/responses", REQUEST, sse(*EVENTS, last))
     assert found.answer == ANSWER
     assert (found.stop, found.complete, found.error, found.response_id) == ("completed", True, None, "resp_1")
-    assert [at_ms(found, at) for at in found.content_at_ns] == [120, 150, 160, 180, 190, 200]
+    assert [at_ms(found, at) for at in found.content_at_ns] == [
+        120,
+        150,
+        160,
+        180,
+        190,
+        200,
+        230,
+    ]  # the last item came whole
     usage = found.usage
     assert (usage.input_total, usage.cache_read, usage.output_total, usage.reasoning) == (2000, 1536, 60, 21)
     assert found.notes == ()
@@ -338,3 +346,27 @@ def test_a_sub_agent_of_codex_and_tools_in_a_namespace() -> None:
     assert (found.agent_type, found.request_class, found.context_generation) == ("collab_spawn", "turn", 2)
     assert [tool.name for tool in found.tools] == ["spawn_agent"]
     assert found.messages[-1].tool_calls == (ToolUse(id="c", name="spawn_agent", arguments="{}"),)
+
+
+def test_a_call_that_the_service_ran_brings_its_result_itself() -> None:
+    ran = {"type": "mcp_call", "id": "mcp_1", "name": "ask", "server_label": "s", "arguments": "{}", "output": "yes"}
+    events = [event("response.output_item.done", output_index=at, item=item) for at, item in enumerate([ran, SAID])]
+    live = call("/v1/responses", REQUEST, sse(*events, completed())).answer
+    items = [{"role": "user", "content": "Ask."}, ran, SAID, {"role": "user", "content": "More."}]
+    echo = call("/v1/responses", REQUEST | {"input": items}, b"{}").messages[1:]
+    assert [message.role for message in echo] == ["user", "assistant", "user"]
+    assert echo[1] == live
+
+
+def test_a_persons_yes_is_no_word_of_the_model() -> None:
+    asked = {"type": "mcp_approval_request", "id": "q", "name": "ask", "arguments": "{}", "server_label": "s"}
+    items = [SAID, asked, {"type": "mcp_approval_response", "approval_request_id": "q", "approve": True}]
+    found = call("/v1/responses", REQUEST | {"input": items}, b"{}").messages[1:]
+    assert [message.role for message in found] == ["assistant", "user"]
+
+
+def test_a_response_in_the_background_has_no_answer_yet() -> None:
+    body = {"id": "resp_1", "status": "queued", "output": [], "background": True}
+    found = call("/v1/responses", REQUEST | {"stream": False, "background": True}, json.dumps(body).encode())
+    assert (found.complete, found.answer, found.response_id) == (False, None, "resp_1")
+    assert found.error == "the answer was still queued; what was fetched later is not read"

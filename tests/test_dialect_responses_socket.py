@@ -336,3 +336,9 @@ def test_what_the_scripted_server_said_is_what_is_read() -> None:
     assert [len(call.content_at_ns) >= entry.content_events for call, entry in zip(calls, log, strict=True)] == [
         True
     ] * 5
+
+
+def test_a_status_that_is_none_is_not_taken() -> None:
+    odd = WRAPPED | {"status": 5_290_000_000}  # no file's column holds it
+    (found,) = read_calls(socket((1, True, create([user("Go")])), (9, False, odd)))
+    assert (found.status, found.complete, found.error) == (200, False, "overloaded_error: busy")

@@ -109,3 +109,19 @@ def test_a_rewind_of_a_sub_agent_stays_there() -> None:
     wire.calls.sort(key=lambda call: call.t_send_ns)
     request = wire.one().requests[-1]
     assert (request.agent_path, request.relation, request.parent_request_index) == ("main/1", "fork", 3)
+
+
+def test_a_rewind_after_a_rewind_is_one_too() -> None:
+    wire = Wire()
+    prompts = [[SYSTEM, user("Start with this thing.")]]
+    for turn in range(4):
+        answer = said(f"answer {turn}")
+        wire.call(1000 * turn, prompts[-1], answer)
+        prompts.append([*prompts[-1], answer, user(f"next {turn}")])
+    wire.call(5000, [*prompts[1][:-1], user("No, otherwise.")], said("B"))
+    wire.call(6000, [*prompts[2][:-1], user("Or rather so.")], said("C"))  # longer than what it leaves
+    found = wire.one().requests[-2:]
+    assert [(request.context_event, request.parent_request_index) for request in found] == [
+        ("branch", 0),
+        ("branch", 1),
+    ]

@@ -282,3 +282,14 @@ def test_spoiled_logs_are_read_or_refused_and_nothing_else(
     for trajectory in found.trajectories:
         rows = rows_of(trajectory)
         assert trajectory_of(rows.session, rows.requests, rows.tool_calls) == published(trajectory)
+
+
+@pytest.mark.parametrize("stamp", [float("inf"), float("nan"), 1e300])
+def test_mini_swe_agent_stamps_that_are_no_times(tmp_path: Path, stamp: float) -> None:
+    document = json.loads((LOGS / "mini-swe-agent" / "run.traj.json").read_text())
+    said = next(message for message in document["messages"] if message["role"] == "assistant")
+    said["extra"]["timestamp"] = stamp
+    path = tmp_path / "run.traj.json"
+    path.write_text(json.dumps(document))
+    found = the_only(import_mini_swe_agent([path], KEY).trajectories)
+    assert {request.t_send_us for request in found.requests} == {None}

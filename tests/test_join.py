@@ -107,18 +107,21 @@ def test_ids_alone_decide(store: Store, tmp_path: Path) -> None:
     assert (result.calls_matched, result.tools_matched) == (3, 3)
 
 
-def test_tool_ids_that_two_sessions_share_prove_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [0, 1])
+def test_ids_that_two_sessions_share_prove_nothing(tmp_path: Path, own: int) -> None:
     store = Store.open(tmp_path / "store", create=True)
     pairs = [(turn, number, name) for turn in (0, 1) for number, name in enumerate((ONE, TWO))]
     recorded(store, [("alpha", turn, 1000 * turn + 5 * number, name, None) for turn, number, name in pairs])
-    first, second = read(store)
-    log = claude_log(tmp_path / "logs", TWO, "alpha", 2, tool_ms=640)
+    sessions = read(store)
+    mine, other = sessions[own].session_id, sessions[1 - own].session_id
+    log = claude_log(tmp_path / "logs", (ONE, TWO)[own], "alpha", 2, tool_ms=640)
     results = {result.session_id: result for result in joined(store, log)}
-    # The log's own session id decides between two that have the same tools.
-    assert results[second.session_id].tools_matched == 2
+    # The log's own session id decides between two that have the same answers and tools.
+    assert (results[mine].calls_matched, results[mine].tools_matched) == (2, 2)
+    assert not results[other].joined
     found = {one.session_id: one for one in read(store)}
-    assert [call.internal_us for call in found[second.session_id].tool_calls] == [640_000, 640_000]
-    assert [call.internal_us for call in found[first.session_id].tool_calls] == [None, None]
+    assert [call.internal_us for call in found[mine].tool_calls] == [640_000, 640_000]
+    assert [call.internal_us for call in found[other].tool_calls] == [None, None]
 
 
 def test_what_is_only_on_one_side_is_told(store: Store, tmp_path: Path) -> None:
@@ -188,7 +191,18 @@ def test_a_wait_belongs_to_the_next_call_of_its_own_log_and_to_no_other(store: S
         HumanWait(started_utc_us=start + 5_000_000, ended_utc_us=start + 9_000_000),  # after the last one
         HumanWait(started_utc_us=start + 400_000, ended_utc_us=start + 100_000),  # ends before it starts
     )
-    file = Prepared(path=path, harness="claude-code", named=True, logs=(replace(log, human_waits=waits),))
+    # A sub-agent at work in the background sends in between: nobody spoke to it.
+    (hint,) = log.calls[1].hints
+    beside = replace(
+        log.calls[1],
+        exchange_id="beside",
+        t_send_ns=(start + 350_000) * 1000,
+        response_id=None,
+        answer=None,
+        hints=(replace(hint, agent="helper"),),
+    )
+    log = replace(log, calls=(*log.calls, beside), human_waits=waits)
+    file = Prepared(path=path, harness="claude-code", named=True, logs=(log,))
     (result,) = join_logs(store, [file], [])
     assert result.human_waits == 1
     (kept,) = Joined(store.path).load(result.session_id or "")
@@ -299,6 +313,22 @@ def test_an_imported_twin_is_hidden_until_it_is_forgotten(store: Store, tmp_path
     assert find_session(store.path, twin.session_id).source == LOG
     forget(store.path, wire.session_id)
     assert [one.session_id for one in read(store)] == [wire.session_id, twin.session_id]
+
+
+def test_a_dataset_counts_an_import_of_a_recorded_session_once(store: Store, tmp_path: Path) -> None:
+    log = claude_log(tmp_path / "logs", ONE, "alpha", 3, tool_ms=640)
+    other = claude_log(tmp_path / "logs", TWO, "beta", 1, tool_ms=640)
+    for path in (log, other):
+        assert command("import", "claude-code", path, "--store", store.path).exit_code == 0
+    wire, *imports = read(store)
+    assert len(imports) == 2
+    for dropped in (1, 0):
+        problems: list[str] = []
+        found = list(read_sessions(store.path, problems, once=True))
+        assert [one.session_id for one in found[:1]] == [wire.session_id]
+        assert [one.pool[0].message.content for one in found[1:]] == ["Start beta"]
+        assert len(problems) == dropped
+        joined(store, log)
 
 
 # ---- how many agents ----

@@ -156,6 +156,13 @@ def test_a_sub_agent_waits_for_its_parent_and_the_parent_joins_it() -> None:
     assert script.chains == 3
 
 
+def test_a_rewind_waits_for_what_the_chain_did_before_it() -> None:
+    script = script_of(
+        request(0), after(1, 0, 6.0), after(2, 1, 6.0), after(3, 0, 6.0, "human", context_event="branch")
+    )
+    assert waits(script) == {0: (), 1: (0,), 2: (1,), 3: (2,)}
+
+
 def test_a_chain_without_a_known_parent_keeps_its_time() -> None:
     script = script_of(
         request(0),

@@ -180,3 +180,16 @@ def test_the_same_task_again_is_no_retry_of_what_was_tried_again_already() -> No
         [("start", "main", None), ("retry", "main", 0)],
         [("start", "main", None)],
     ]
+
+
+@pytest.mark.parametrize("words", ["", "I search."])
+@pytest.mark.parametrize("session", [None, "s"])
+def test_a_paused_answer_is_gone_on_from(words: str, session: str | None) -> None:
+    wire = Wire()
+    prompt = [SYSTEM, user("What is the news of the day?")]
+    paused = replace(said(words), omitted_bytes=900)  # calls of tools that the service runs
+    wire.call(0, prompt, paused, stop="pause_turn", session=session)
+    wire.call(150, [*prompt, paused], said("This is."), session=session)
+    first, second = wire.one().requests
+    assert (second.agent_path, second.relation, second.context_event) == ("main", "continue", "append")
+    assert (second.parent_request_index, second.gap_kind) == (first.request_index, "client")

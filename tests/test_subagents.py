@@ -236,3 +236,31 @@ def test_one_of_two_nameless_sub_agents_tries_again() -> None:
     ]
     # The one whose words came back as the result of the call that asked for it is certain.
     assert [found.requests[at].link_confidence for at in (1, 2)] == ["certain", "likely"]
+
+
+TASK = "Look into this matter deeply and report"
+DONE = "It is all there, and the outcome is this and that"
+
+
+@pytest.mark.parametrize("helper", [Message(role="system", content="You help."), SYSTEM], ids=["other", "same"])
+def test_a_task_that_is_handed_on_word_for_word(helper: Message) -> None:
+    wire = Wire()
+    ask = [said("", (name, "Task", f'{{"prompt":"{TASK}"}}')) for name in "AB"]
+    work = said("", ("C", "Bash", "{}"))
+    main, first = [SYSTEM, user(TASK)], [helper, user(TASK)]
+    wire.call(0, main, ask[0])
+    wire.call(200, first, ask[1])
+    wire.call(400, first, work)
+    wire.call(600, [*first, work, result("C")], said(DONE))
+    wire.call(800, [*first, ask[1], result("B", DONE)], said(f"{DONE}!"))
+    wire.call(1000, [*main, ask[0], result("A", f"{DONE}!")], said("Done"))
+    found = wire.one()
+    assert [request.agent_path for request in found.requests] == [
+        "main",
+        "main/1",
+        "main/1/1",
+        "main/1/1",
+        "main/1",
+        "main",
+    ]
+    assert (found.num_subagents, found.num_user_messages, found.human_us) == (2, 1, 0)

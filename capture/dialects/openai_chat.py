@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from capture.call import Message, SessionHint, Tool, ToolUse, Usage
@@ -93,11 +94,13 @@ def read_tools(request: Json) -> Iterable[Tool]:
 
 
 def read_content(content: Any) -> tuple[str, int]:
-    """Text of a message's content, and the bytes of parts that text cannot hold."""
+    """Text of a message's content, and the bytes of parts that text cannot hold; thoughts are in neither."""
     if isinstance(content, str):
         return content, 0
     texts, omitted = [], 0
     for part in as_list(content):
+        if _is_thought(part):
+            continue
         words = part if isinstance(part, str) else as_object(part).get("text", as_object(part).get("refusal"))
         if isinstance(words, str):
             texts.append(words)
@@ -106,14 +109,25 @@ def read_content(content: Any) -> tuple[str, int]:
     return join_texts(texts), omitted
 
 
+def _is_thought(part: Any) -> bool:
+    return as_object(part).get("type") == "thinking"
+
+
 def read_thought(entry: Json) -> tuple[str, int]:
     """Reasoning of a message or a delta, and the bytes of what is signed or encrypted in it.
 
     Vendors name the same thought twice or thrice (`reasoning_content`, `reasoning`, the texts of `reasoning_details`):
-    the first that is there counts.
+    the first that is there counts. Mistral's stands in the content, as parts of their own.
     """
     texts: list[str] = []
     omitted = 0
+    for part in filter(_is_thought, as_list(entry.get("content"))):
+        thought = as_object(part).get("thinking")
+        texts.append(
+            thought
+            if isinstance(thought, str)
+            else "".join(as_text(as_object(t).get("text")) for t in as_list(thought))
+        )
     for part in map(as_object, as_list(entry.get("reasoning_details"))):
         texts.append(as_text(part.get("text")) or as_text(part.get("summary")))
         omitted += sum(size_of(part[name]) for name in ("data", "signature") if part.get(name))
@@ -172,7 +186,7 @@ def read_usage(usage: Json) -> Usage:
     """Normalise: `prompt_tokens` already includes what was read from cache."""
     before = as_object(usage.get("prompt_tokens_details"))
     after = as_object(usage.get("completion_tokens_details"))
-    cached = as_count(before.get("cached_tokens"))
+    cached = as_count(before.get("cached_tokens", usage.get("cached_tokens")))
     return Usage(
         input_total=as_count(usage.get("prompt_tokens")),
         cache_read=as_count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached,
@@ -183,6 +197,12 @@ def read_usage(usage: Json) -> Usage:
     )
 
 
+def _usage_in(data: Json) -> Json:
+    """Usage of an answer or of a chunk: at its head, in Groq's own field, or (Moonshot) in the last choice."""
+    places = (data, as_object(data.get("x_groq")), *map(as_object, as_list(data.get("choices"))))
+    return next((usage for place in places if (usage := as_object(place.get("usage")))), {})
+
+
 def read_body(body: Json, at_ns: int) -> Answer:
     """Read a non-streaming answer; every tool call was emitted when the last byte came, `at_ns`."""
     choice = as_object(next(iter(as_list(body.get("choices"))), None))
@@ -190,11 +210,12 @@ def read_body(body: Json, at_ns: int) -> Answer:
     message = read_message({"role": "assistant", **entry}) if entry else None
     if message is not None:
         message = with_emission_times(message, dict.fromkeys(range(len(message.tool_calls)), at_ns))
-    error = error_text(body) if "error" in body and body["error"] is not None else None
+    failure = next((holder for holder in (body, choice) if holder.get("error") is not None), None)
+    error = None if failure is None else error_text(failure) or "error"
     return Answer(
         message=message,
         stop=as_text(choice.get("finish_reason")) or None,
-        usage=read_usage(as_object(body.get("usage"))),
+        usage=read_usage(_usage_in(body)),
         response_id=as_text(body.get("id")) or None,
         content=whole_content(message, at_ns),
         error=error,
@@ -205,6 +226,7 @@ def read_body(body: Json, at_ns: int) -> Answer:
 
 @dataclass(slots=True)
 class _Call:
+    index: int
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
@@ -217,7 +239,7 @@ class _Stream:
 
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
-    calls: dict[int, _Call] = field(default_factory=dict)
+    calls: list[_Call] = field(default_factory=list)  # in order of their index
     content: ContentClock = field(default_factory=ContentClock)
     role_seen: bool = False
     ended: bool = False
@@ -228,11 +250,12 @@ class _Stream:
         """Add one delta; an empty string is no content."""
         self.role_seen = self.role_seen or bool(delta)
         found: list[ContentKind] = []
-        if words := as_text(delta.get("content")) + as_text(delta.get("refusal")):
+        words, hidden = read_content(delta.get("content"))
+        if words := words + as_text(delta.get("refusal")):
             self.texts.append(words)
             found.append("text")
         thought, omitted = read_thought(delta)
-        self.omitted += omitted
+        self.omitted += hidden + omitted
         if thought:
             self.thoughts.append(thought)
             found.append("thinking")
@@ -246,10 +269,19 @@ class _Stream:
 
     def _take_call(self, part: Json, at_ns: int) -> None:
         index = as_count(part.get("index"))
-        if index is None:  # some stacks leave the index out and send each call whole
-            index = len(self.calls) if part.get("id") or not self.calls else len(self.calls) - 1
-        call = self.calls.setdefault(index, _Call())
         body = as_object(part.get("function")) or as_object(part.get("custom"))
+        if index is None:  # some stacks leave the index out and send each call whole
+            known = self.calls[-1] if self.calls and not part.get("id") else None
+            index = len(self.calls)
+        else:
+            known = next((call for call in reversed(self.calls) if call.index == index), None)
+            # Others number every call 0: a new id with a new name is a new call.
+            if known is not None and known.id and body.get("name") and part.get("id", known.id) not in ("", known.id):
+                known = None
+        call = known or _Call(index)
+        if known is None:
+            self.calls.append(call)
+            self.calls.sort(key=attrgetter("index"))
         call.id = call.id or as_text(part.get("id"))
         call.name = call.name or as_text(body.get("name"))
         arguments = body.get("arguments", body.get("input", ""))
@@ -259,7 +291,7 @@ class _Stream:
     def message(self) -> Message | None:
         if not (self.role_seen or self.texts or self.calls):
             return None
-        ordered = [self.calls[index] for index in sorted(self.calls) if not self._is_cut(self.calls[index])]
+        ordered = [call for call in self.calls if not self._is_cut(call)]
         return Message(
             role="assistant",
             content="".join(self.texts),
@@ -284,7 +316,7 @@ class _Stream:
 
     def notes(self) -> tuple[str, ...]:
         """One note for each call that was left out."""
-        cut = [call.name or "a tool" for call in self.calls.values() if self._is_cut(call)]
+        cut = [call.name or "a tool" for call in self.calls if self._is_cut(call)]
         return tuple(f"a call of {name} was cut and is left out" for name in cut)
 
 
@@ -308,12 +340,14 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
             continue
         response_id = response_id or as_text(data.get("id")) or None
         model = model or as_text(data.get("model")) or None
-        usage = as_object(data.get("usage")) or usage
+        usage = _usage_in(data) or usage
         for choice in map(as_object, as_list(data.get("choices"))):
             if (as_count(choice.get("index")) or 0) != 0:
                 continue
             stream.take(as_object(choice.get("delta")), event.at_ns)
             stream.stop = as_text(choice.get("finish_reason")) or stream.stop
+            if choice.get("error") is not None:  # a gateway's, after the answer had begun
+                error = error_text(choice) or "error"
     return Answer(
         message=stream.message(),
         stop=stream.stop,

@@ -43,6 +43,7 @@ CALLS = {
 """Calls that the agent answers, each with the field that holds what it asks for."""
 
 # Calls that the service runs by itself: no later item answers them.
+# Their results stand in the very item, so that an `output` does not make it the agent's.
 _SERVICE_CALLS = ("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call")
 _COMPACTION_WANTED = ("compaction_trigger", "context_compaction")  # last item of a prompt that asks for a compaction
 
@@ -206,7 +207,9 @@ def read_items(items: Iterable[Json]) -> Iterable[Message]:
         kind, role = as_text(item.get("type")), as_text(item.get("role"))
         if kind in ("message", "") and role != "assistant":
             given = _given(item, role)
-        elif kind.endswith("_output") or ("output" in item and kind not in CALLS):
+        elif kind == "mcp_approval_response":
+            given = _given({"content": compact_json(item)}, "user")
+        elif kind.endswith("_output") or ("output" in item and kind not in (*CALLS, *_SERVICE_CALLS)):
             given = _result(item)
         else:
             turn.take(item)
@@ -296,6 +299,8 @@ def read_body(body: Json, at_ns: int) -> Answer:
     `/responses/compact` gives the kept messages of the user beside the opaque summary: only the latter is the model's.
     """
     stop, error = read_ending(body)
+    if stop in ("queued", "in_progress"):  # a background response, which the client fetches later
+        error = error or f"the answer was still {stop.replace('_', ' ')}; what was fetched later is not read"
     output = [item for item in map(as_object, as_list(body.get("output"))) if item.get("role") in (None, "assistant")]
     message = read_answer_items(output, {}, at_ns)
     if body.get("object") == "response.compaction" and message is not None:

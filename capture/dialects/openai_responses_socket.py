@@ -85,7 +85,7 @@ class _Socket:
         call.events += 1
         call.response_id = call.response_id or as_text(as_object(data.get("response")).get("id"))
         status = as_count(data.get("status", data.get("status_code"))) if kind == "error" else None
-        call.status = status or call.status or 200
+        call.status = status if status in range(100, 1000) else call.status or 200
         call.reader.take(kind, data, message.at_ns)
         if call.reader.ended:
             call.end_ns = message.at_ns

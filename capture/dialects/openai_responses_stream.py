@@ -70,11 +70,11 @@ class ResponseReader:
                 self._content.see(at_ns, "tool_call")
         elif kind == "response.output_item.done":
             item = as_object(data.get("item"))
+            if index is None or index not in self._partial or item.get("type") == "compaction":  # came whole
+                self._content.see(at_ns, *_kinds(item))
             self._items[index if index is not None else len(self._items)] = item
             if as_text(item.get("type")) in CALLS:
                 self._emitted_at[as_text(item.get("call_id")) or as_text(item.get("id"))] = at_ns
-            elif item.get("type") == "compaction":  # comes whole
-                self._content.see(at_ns, "text")
         elif kind in ENDINGS:
             self._end(kind, as_object(data.get("response")))
         elif kind in ("response.created", "response.in_progress", "response.queued"):
@@ -146,6 +146,16 @@ def read_stream(events: Iterable[ServerEvent]) -> Answer:
             continue
         reader.take(as_text(data.get("type")) or event.event, data, event.at_ns)
     return reader.answer()
+
+
+def _kinds(item: Json) -> tuple[ContentKind, ...]:
+    """What a whole item holds."""
+    kind = as_text(item.get("type"))
+    if kind in CALLS:
+        return ("tool_call",)
+    if kind == "reasoning":
+        return ("thinking",)
+    return ("text",) if kind in ("message", "compaction") else ()
 
 
 def _add_fragment(item: dict[str, Any], kind: str, piece: str) -> None:

@@ -38,7 +38,7 @@ def put_together(
     exchange: Exchange, wire: Wire, api: str, headers: Mapping[str, str], prompt: Prompt, answer: Answer
 ) -> ModelCall:
     """The call; `headers` are the request's, lower case."""
-    harness, version = read_harness(headers, prompt.system or prompt.messages[:1])
+    harness, version = _harness(exchange, headers, prompt)
     failed = wire.status is not None and wire.status >= 400
     complete = answer.complete and not failed
     messages, said = with_call_ids(prompt.messages, answer.message)
@@ -97,6 +97,16 @@ def put_together(
         wall_offset_us=wire.wall_offset_us,
         wall_offset_end_us=wire.wall_offset_end_us,
     )
+
+
+def _harness(exchange: Exchange, headers: Mapping[str, str], prompt: Prompt) -> tuple[str, str | None]:
+    """Which agent called, and its version: as the wire tells; where it does not, the one that was launched."""
+    harness, version = read_harness(headers, prompt.system or prompt.messages[:1])
+    if harness == "unknown" and exchange.agent is not None:
+        return exchange.agent, exchange.agent_version
+    if version is None and harness == exchange.agent:
+        return harness, exchange.agent_version
+    return harness, version
 
 
 def _attempt(headers: Mapping[str, str]) -> int | None:

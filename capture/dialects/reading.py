@@ -14,6 +14,7 @@ from capture.call import Message, SessionHint, Tool, ToolUse, Usage
 
 type Json = Mapping[str, Any]
 
+_MOST = 2**53  # from here on JSON's numbers are no longer whole ones everywhere
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -149,17 +150,19 @@ def as_text(value: Any) -> str:
 
 
 def as_count(value: Any) -> int | None:
-    """A non-negative whole number, or None."""
+    """A non-negative whole number, or None; what no file could hold (2**53 and more) counts nothing."""
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if isinstance(value, int) and 0 <= value < _MOST else None
 
 
 def as_number(value: Any) -> float | None:
-    """A number, or None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
+        return None
+    return float(value)
 
 
 def size_of(value: Any) -> int:
