@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 HOST = "agentdyno.otlp"
+"""The host of recorded telemetry: nobody's server, the recorder took it itself."""
 _CALL_IDS = ("tool_use_id", "call_id", "gen_ai.tool.call.id", "tool_call_id", "tool.call_id")
 _SESSIONS = ("session.id", "conversation.id", "gen_ai.conversation.id")
 _DEEPEST = 5  # spans between a wait and its tool
@@ -52,14 +53,6 @@ class CallFact:
     attempt: int | None  # 1: the first attempt
     ttft_us: int | None  # to the first byte of the stream
     duration_us: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetryKeys:
-    """Whose telemetry an exchange holds: what has to go when a session goes."""
-
-    sessions: frozenset[str]  # native ids
-    tool_call_ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +85,6 @@ class Telemetry:
         self._contributor: str | None = None  # of the export that is being read
         self._tools: dict[_Key, _Tool] = {}
         self._calls: dict[str, CallFact] = {}
-        self._sessions: set[str] = set()
         self._tool_of_span: dict[_SpanId, _Key] = {}
         self._parent_of: dict[_SpanId, _SpanId] = {}  # of waits, and of spans that only stand around one
         self._waits: dict[_SpanId, tuple[int, bool]] = {}  # (microseconds, for a person)
@@ -170,7 +162,8 @@ class Telemetry:
         if execution or kind == "Tool.execute" or _text(values, "gen_ai.operation.name") == "execute_tool":
             self._tool_of_span[own] = key
             tool = self._tools.setdefault(key, _Tool())
-            if took is not None:
+            # Our own export says so where a span only reaches from the call to its result: that is no tool's time.
+            if took is not None and _text(values, "agentdyno.tool.time") != "gap":
                 tool.stretches.append(_Stretch(3 if execution else 1, took, start, end, with_waits=not execution))
 
     def _add_event(self, name: str, values: Mapping[str, _Value], stamp: int | None) -> None:
@@ -197,7 +190,7 @@ class Telemetry:
         attempt = values.get("attempt")
         known = self._calls.get(request_id)
         fact = CallFact(
-            session=self._session(values),
+            session=_session(values),
             request_id=request_id,
             attempt=attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else None,
             ttft_us=_microseconds(values.get("ttft_ms")),
@@ -206,23 +199,10 @@ class Telemetry:
         if known is None or known.attempt is None:  # the span knows more than the log event
             self._calls[request_id] = fact
 
-    def _session(self, values: Mapping[str, _Value]) -> str | None:
-        name = next((value for key in _SESSIONS if (value := _text(values, key))), None)
-        if name is not None:
-            self._sessions.add(name)
-        return name
-
     def _key(self, values: Mapping[str, _Value]) -> _Key | None:
-        session = self._session(values)
+        session = _session(values)
         tool_call_id = next((value for key in _CALL_IDS if (value := _text(values, key))), None)
         return None if tool_call_id is None else (self._contributor, session, tool_call_id)
-
-    @property
-    def keys(self) -> TelemetryKeys:
-        """Sessions and tool calls that were named."""
-        return TelemetryKeys(
-            sessions=frozenset(self._sessions), tool_call_ids=frozenset(call for _, _, call in self._tools)
-        )
 
     @property
     def calls(self) -> tuple[CallFact, ...]:
@@ -269,13 +249,6 @@ def times_of(
         if own or (len(told) == 1 and told[0][0] is None):
             found.append(own[0] if own else told[0][1])
     return found
-
-
-def telemetry_keys(exchange: Exchange) -> TelemetryKeys:
-    """Whose telemetry one export holds."""
-    one = Telemetry()
-    one.add(exchange)
-    return one.keys
 
 
 def _conclude(tool_call_id: str, tool: _Tool, waits: Collection[tuple[int, bool]]) -> ToolTime:
@@ -341,6 +314,10 @@ def _text(values: Mapping[str, _Value], key: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _session(values: Mapping[str, _Value]) -> str | None:
+    return next((value for key in _SESSIONS if (value := _text(values, key))), None)
+
+
 def _by_person(values: Mapping[str, _Value], default: bool) -> bool:
     """Whether a person decided: Claude Code says user_temporary, user_reject, config, hook; Codex User, Config."""
     source = _text(values, "source")
@@ -373,16 +350,6 @@ def _read_time(value: _Value | None) -> int | None:
 
 # ---- what the launcher tells an agent, so that it exports here ----
 
-_OWN_SETTINGS = ("OTEL_", "CLAUDE_CODE_ENABLE_TELEMETRY", "CLAUDE_CODE_ENHANCED_TELEMETRY")
-
-
-def has_own_telemetry(environment: Mapping[str, str]) -> bool:
-    """Whether the user set up telemetry in this environment (or `env` block of a settings file): then it stays theirs.
-
-    Codex keeps it in the table `otel` of config.toml; look there for Codex.
-    """
-    return any(name.startswith(_OWN_SETTINGS) for name in environment)
-
 
 def agent_environment(harness: str, endpoint: str) -> dict[str, str]:
     """Variables with which an agent exports tool times to `endpoint`/v1/traces and /v1/logs; none for most agents.
@@ -390,6 +357,13 @@ def agent_environment(harness: str, endpoint: str) -> dict[str, str]:
     Prompts, tool contents and raw bodies stay off, as they are by default; metrics are not asked for. Claude Code keeps
     OTEL_* from the programs that its tools start.
     """
+    if harness == "copilot-cli":
+        # Set by name of the signal too, because a general endpoint of the user's is theirs.
+        return {
+            "COPILOT_OTEL_ENABLED": "true",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint.rstrip("/"),
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        }
     if harness != "claude-code":
         return {}
     found = {"CLAUDE_CODE_ENABLE_TELEMETRY": "1", "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1"}

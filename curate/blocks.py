@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from capture.trajectory import Request, Trajectory
@@ -12,25 +13,54 @@ from curate.tokens import TokenCounter, message_body, tools_body
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBlocks:
-    """A prompt's length and the ids of its full blocks; equal ids: equal prefixes up to and including the block."""
+    """A prompt's length and the ids of its blocks; equal ids: equal prefixes up to and including the block."""
 
     tokens: int
     ids: tuple[int, ...]
 
 
+class BlockNumbers:
+    """Ids 1, 2, … in order of first appearance; they hold nothing of the text."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, int] = {}
+        self._given = 0
+
+    def of(self, key: Hashable) -> int:
+        """The id of a key, a new one where it is new."""
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self.fresh()
+        return found
+
+    def fresh(self) -> int:
+        """An id that nothing else has."""
+        self._given += 1
+        return self._given
+
+    def of_block(self, parent: int, tokens: bytes) -> int:
+        """The id of a block behind the one with the id `parent` (0: it is the first)."""
+        return self.of((parent, hashlib.blake2b(tokens, digest_size=16).digest()))
+
+
 def prompt_blocks(
-    trajectory: Trajectory, counter: TokenCounter, block_size: int
+    trajectory: Trajectory,
+    counter: TokenCounter,
+    block_size: int,
+    *,
+    numbers: BlockNumbers | None = None,
+    with_tail: bool = False,
 ) -> Iterator[tuple[Request, PromptBlocks | None]]:
     """Each request of a session with the blocks of its prompt as `TokenCounter` renders it; None where it has no text.
 
-    Ids are 1, 2, … in order of first appearance in the session. They are given by comparing blocks, each chained to
-    its predecessor, so they collide never and hold nothing of the text. A last block that is not full has no id.
+    Ids are told apart by a block's content and its predecessor: the session's own, or those of `numbers`, which several
+    sessions may share. A last block that is not full has no id unless `with_tail`.
     """
     width = array("I").itemsize
     step = block_size * width
     messages: dict[int, bytes] = {}
     tools: dict[int, bytes] = {}
-    known: dict[tuple[int, bytes], int] = {}
+    numbers = numbers or BlockNumbers()
     for request in trajectory.requests:
         if request.prompt_spans is None:
             yield request, None
@@ -50,7 +80,7 @@ def prompt_blocks(
         prompt = b"".join(parts)
         ids = []
         parent = 0
-        for at in range(0, len(prompt) - step + 1, step):
-            parent = known.setdefault((parent, prompt[at : at + step]), len(known) + 1)
+        for at in range(0, len(prompt) if with_tail else len(prompt) - step + 1, step):
+            parent = numbers.of_block(parent, prompt[at : at + step])
             ids.append(parent)
         yield request, PromptBlocks(tokens=len(prompt) // width, ids=tuple(ids))

@@ -188,11 +188,17 @@ def _print_stats(stats: Stats) -> None:
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(["weka", "openai", "messages"]),
+    type=click.Choice(["weka", "mooncake", "otel", "atif", "openai", "messages"]),
     required=True,
-    help="weka: content-free block-hash traces; openai (or messages): messages and tools as JSON Lines.",
+    help="Without text: weka (block-hash traces), mooncake (request rows with block hashes), otel (GenAI spans as "
+    "OTLP/JSON). With text: atif (trajectory documents), openai or messages (messages and tools as JSON Lines).",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New file or folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New file or folder; weka, otel and atif write one file where it ends in .jsonl.",
+)
 def export(dataset: Path, format_name: str, out: Path) -> None:
     """Write a dataset in a format that other tools read. Prints the path."""
     with _faults():

@@ -8,16 +8,23 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from capture.trajectory import Trajectory
 
-type Format = Literal["weka", "openai"]
+if TYPE_CHECKING:
+    from curate.tokens import TokenCounter
+
+type Format = Literal["weka", "openai", "mooncake", "atif", "otel"]
+type Json = dict[str, Any]
+type Make = Callable[[Trajectory], tuple[Json | None, int, Counter[str]]]
+"""(document, requests in it, what was left out by reason); None when no request is left."""
 FORMATS: tuple[str, ...] = get_args(Format.__value__)
+_WITH_PROVENANCE = ("weka", "mooncake")  # their readers take load, and some of them refuse unknown keys
 
 
 class ExportFault(ValueError):
@@ -36,17 +43,18 @@ class ExportReport:
 
 
 def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Path | str) -> ExportReport:
-    """Write a dataset folder, or trajectories, as `weka` or `openai` to a path that must be new.
+    """Write a dataset folder, or trajectories, in a format to a path that must be new.
 
-    weka: a folder with a JSON file per session, or one JSON Lines file if the path ends in `.jsonl`; what the sessions
-    came from goes to `<path>.provenance.json`, beside the export, because readers of the format refuse unknown keys.
-    openai: a JSON Lines file. Files are the owner's alone. Raises ExportFault.
+    weka, atif, otel: a folder with a JSON file per session, or one JSON Lines file if the path ends in `.jsonl`.
+    openai, mooncake: a JSON Lines file. What the sessions of weka and mooncake came from goes to
+    `<path>.provenance.json`, beside the export. Only openai and atif hold text. Files are the owner's alone.
+    Raises ExportFault.
     """
     out = Path(out)
     if format_name not in FORMATS:
         raise ExportFault(f"unknown format {format_name!r}; known: {', '.join(FORMATS)}")
     provenance = out.with_name(f"{out.name}.provenance.json")
-    for path in (out, provenance) if format_name == "weka" else (out,):
+    for path in (out, provenance) if format_name in _WITH_PROVENANCE else (out,):
         if path.exists() or path.is_symlink():
             raise ExportFault(f"{path} exists; name a new path for --out")
     if not out.absolute().parent.is_dir():
@@ -58,70 +66,151 @@ def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Pa
         opened = Dataset.open(Path(dataset))
         digest = opened.digest
         dataset = opened.trajectories()
-    return _export_weka(dataset, digest, out, provenance) if format_name == "weka" else _export_openai(dataset, out)
+    written = _Written()
+    match format_name:
+        case "weka":
+            _export_documents(dataset, out, written, _weka_maker(written))
+        case "mooncake":
+            _export_mooncake(dataset, out, written)
+        case "openai":
+            _export_openai(dataset, out, written)
+        case "atif":
+            from curate.exports.atif import atif_document
+
+            other = "; content-free sessions export as weka, mooncake or otel"
+            _export_documents(dataset, out, written, atif_document, advice=other)
+        case _:
+            from curate.exports.otel import otel_trace
+
+            _export_documents(dataset, out, written, otel_trace)
+    left_out = dict(sorted(written.left_out.items()))
+    if format_name in _WITH_PROVENANCE:
+        about = {"format": format_name, "dataset_digest": digest, "left_out": left_out, **written.about}
+        _write(provenance, about | {"sessions": written.sources})
+    return ExportReport(
+        format=format_name, path=out, sessions=written.sessions, requests=written.requests, left_out=left_out
+    )
 
 
-def _export_weka(trajectories: Iterable[Trajectory], digest: str | None, out: Path, provenance: Path) -> ExportReport:
+@dataclass(slots=True)
+class _Written:
+    """What an export has done so far."""
+
+    sessions: int = 0
+    requests: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    sources: list[Json] = field(default_factory=list)
+    about: Json = field(default_factory=dict)
+
+    def some(self, advice: str = "") -> None:
+        """ExportFault where nothing came out."""
+        if not self.sessions:
+            raise ExportFault(f"nothing to export: {_reasons(self.left_out)}{advice}")
+
+    def source(self, trajectory: Trajectory, counter: TokenCounter) -> None:
+        """Note what a session came from, and who counted its tokens."""
+        with_text = bool(trajectory.pool)
+        self.sources.append(
+            {
+                "id": trajectory.session_id,
+                "source": trajectory.source,
+                "source_ref": trajectory.source_ref,
+                "license": trajectory.license,
+                "in_counted_by": counter.encoding_name if with_text else trajectory.tokenizer,
+                "in_ranks_sha256": counter.sha if with_text else None,
+                "out_counted_by": trajectory.token_source,
+            }
+        )
+
+
+def _export_documents(
+    trajectories: Iterable[Trajectory], out: Path, written: _Written, make: Make, *, advice: str = ""
+) -> None:
+    """A JSON file per session, or a line per session where the path says so."""
+    as_lines = out.suffix == ".jsonl"
+    with _draft(out, folder=not as_lines) as draft:
+        for trajectory in trajectories:
+            document, requests, dropped = make(trajectory)
+            written.left_out += dropped
+            if document is None:
+                written.left_out["sessions without a request that the format can hold"] += 1
+                continue
+            written.sessions += 1
+            written.requests += requests
+            _write(draft if as_lines else draft / _file_name(trajectory.session_id), document, unicode_only=True)
+        written.some(advice)
+
+
+def _weka_maker(written: _Written) -> Make:
     from curate.exports.weka import weka_trace
     from curate.tokens import DEFAULT_ENCODING, TokenCounter
 
     counter = TokenCounter(DEFAULT_ENCODING)
-    left_out: Counter[str] = Counter()
-    sources: list[dict[str, Any]] = []
-    requests = 0
-    as_lines = out.suffix == ".jsonl"
-    with _draft(out, folder=not as_lines) as draft:
+
+    def make(trajectory: Trajectory) -> tuple[Json | None, int, Counter[str]]:
+        trace, dropped = weka_trace(trajectory, counter)
+        if trace is None:
+            return None, 0, dropped
+        written.source(trajectory, counter)
+        return trace, sum(len(entry.get("requests", (None,))) for entry in trace["requests"]), dropped
+
+    return make
+
+
+def _export_mooncake(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
+    from curate.exports.mooncake import BLOCK_SIZE, MooncakeRows
+    from curate.tokens import DEFAULT_ENCODING, TokenCounter
+
+    counter = TokenCounter(DEFAULT_ENCODING)
+    rows = MooncakeRows(counter)
+    starts: list[int | None] = []
+    # (session, microseconds since its start, place of the row in a file that is not in order yet, its length)
+    places: list[tuple[int, int, int, int]] = []
+    with _draft(out, folder=False) as draft, tempfile.TemporaryFile(dir=draft.parent) as unsorted:
         for trajectory in trajectories:
-            trace, dropped = weka_trace(trajectory, counter)
-            left_out += dropped
-            if trace is None:
-                left_out["sessions without a request that the format can hold"] += 1
+            found, dropped = rows.rows(trajectory)
+            written.left_out += dropped
+            if not found:
+                written.left_out["sessions without a request that the format can hold"] += 1
                 continue
-            requests += sum(len(entry.get("requests", (None,))) for entry in trace["requests"])
-            with_text = bool(trajectory.pool)
-            sources.append(
-                {
-                    "id": trajectory.session_id,
-                    "source": trajectory.source,
-                    "source_ref": trajectory.source_ref,
-                    "license": trajectory.license,
-                    "in_counted_by": counter.encoding_name if with_text else trajectory.tokenizer,
-                    "in_ranks_sha256": counter.sha if with_text else None,
-                    "out_counted_by": trajectory.token_source,
-                }
-            )
-            _write(draft if as_lines else draft / _file_name(trajectory.session_id), trace)
-        if not sources:
-            raise ExportFault(f"nothing to export: {_reasons(left_out)}")
-    _write(
-        provenance,
-        {"format": "weka", "dataset_digest": digest, "left_out": dict(sorted(left_out.items())), "sessions": sources},
-    )
-    return ExportReport(
-        format="weka", path=out, sessions=len(sources), requests=requests, left_out=dict(sorted(left_out.items()))
-    )
+            for at_us, row in found:
+                data = _encode(row)
+                places.append((len(starts), at_us, unsorted.tell(), len(data)))
+                unsorted.write(data)
+            starts.append(trajectory.t0_utc_us)
+            written.sessions += 1
+            written.requests += len(found)
+            written.source(trajectory, counter)
+        written.some()
+        known = [start for start in starts if start is not None]
+        # Sessions of unknown date begin with the first one.
+        offsets = [0 if start is None else start - min(known) for start in starts]
+        ordered = sorted((offsets[session] + at_us, place, length) for session, at_us, place, length in places)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            for at_us, place, length in ordered:
+                unsorted.seek(place)
+                timestamp = json.dumps((at_us - ordered[0][0]) / 1000).encode()
+                file.write(b'{"timestamp":' + timestamp + b"," + unsorted.read(length)[1:] + b"\n")
+    for source, offset, start in zip(written.sources, offsets, starts, strict=True):
+        source |= {"begins_at_ms": (offset - ordered[0][0]) / 1000, "date_known": start is not None}
+    written.about = {"block_size": BLOCK_SIZE}
 
 
-def _export_openai(trajectories: Iterable[Trajectory], out: Path) -> ExportReport:
+def _export_openai(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
     from curate.exports.openai import openai_session
 
-    left_out: Counter[str] = Counter()
-    sessions = requests = 0
     with _draft(out, folder=False) as draft:
         for trajectory in trajectories:
             line, dropped = openai_session(trajectory)
-            left_out += dropped
+            written.left_out += dropped
             if line is None:
-                left_out["sessions without text"] += 1
+                written.left_out["sessions without text"] += 1
                 continue
-            sessions += 1
-            requests += len(line["requests"])
+            written.sessions += 1
+            written.requests += len(line["requests"])
             _write(draft, line)
-        if not sessions:
-            raise ExportFault(f"nothing to export: {_reasons(left_out)}; content-free sessions export as weka")
-    return ExportReport(
-        format="openai", path=out, sessions=sessions, requests=requests, left_out=dict(sorted(left_out.items()))
-    )
+        written.some("; content-free sessions export as weka")
 
 
 def _reasons(left_out: Counter[str]) -> str:
@@ -132,16 +221,20 @@ def _file_name(session_id: str) -> str:
     return re.sub(r"[^\w.-]", "_", session_id).lstrip(".") + ".json"
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(path: Path, value: Json, *, unicode_only: bool = False) -> None:
     """Append a JSON value and a new line to a file that only the owner can read."""
-    # Escapes are left out unless the text has lone surrogates, which UTF-8 cannot hold.
-    try:
-        data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        data = json.dumps(value, separators=(",", ":")).encode()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(handle, "wb") as file:
-        file.write(data + b"\n")
+        file.write(_encode(value, unicode_only=unicode_only) + b"\n")
+
+
+def _encode(value: Json, *, unicode_only: bool = False) -> bytes:
+    # Escapes are left out unless the text has lone surrogates, which UTF-8 cannot hold, and some readers neither.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace") if unicode_only else json.dumps(value, separators=(",", ":")).encode()
 
 
 @contextmanager

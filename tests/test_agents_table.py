@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def write(path: Path, content: Any) -> None:
         ("env A=1 B=2 claude", "claude-code", 3),
         ("env -u X nice -n 5 pi", "pi", 6),
         ("node /x/node_modules/@earendil-works/pi-coding-agent/dist/cli.js -p hi", "pi", 1),
+        ("npx @qwen-code/qwen-code -p hi", "qwen-code", 1),
+        ("copilot -p hi", "copilot-cli", 0),
+        ("npx -y @github/copilot@1.0.102", "copilot-cli", 2),
+        ("goose run -t hi", "goose", 0),
+        ("uvx --from openhands-ai openhands", "openhands", 3),
+        ("python -m sweagent run", "swe-agent", 2),
         ("cat claude", "", 0),
         ("git commit -m codex", "", 0),
         ("python3 my_agent.py", "", 0),
@@ -161,13 +168,18 @@ def test_forward_mode_gives_a_proxy_and_certificates_and_no_base_url(home: Path)
     assert "loopback" in near.warnings[0]
 
 
-def test_another_proxy_of_the_user_is_not_silently_gone_around(home: Path) -> None:
-    with pytest.raises(LaunchError, match=r"HTTPS_PROXY is set.*api\.anthropic\.com"):
-        plan(home, "claude", HTTPS_PROXY="http://corp:1")
+def test_a_proxy_of_the_users_own_stays_between_the_recorder_and_its_upstreams(home: Path) -> None:
     planned = plan(home, "claude", HTTPS_PROXY="http://corp:1", no_proxy="intern,.anthropic.com")
     assert told(planned, home)[0]["NO_PROXY"] == "intern,.anthropic.com,127.0.0.1,localhost,::1"
-    assert plan(home, "claude", HTTPS_PROXY="http://corp:1", NO_PROXY="*").mode == "reverse"
-    assert plan(home, "claude", HTTPS_PROXY="http://corp:1", wishes=Wishes(upstream="http://127.0.0.1:9"))
+    with pytest.raises(LaunchError, match="ALL_PROXY names a SOCKS proxy"):
+        plan(home, "claude", ALL_PROXY="socks5://corp:1")
+    none = plan(home, "claude", ALL_PROXY="socks5://corp:1", NO_PROXY="*")
+    assert (none.mode, told(none, home)[0]["NO_PROXY"]) == ("reverse", "*")
+    assert plan(home, "claude", ALL_PROXY="socks5://corp:1", wishes=Wishes(upstream="http://127.0.0.1:9"))
+    # In forward mode an entry for a host to record would lead the agent past the recorder.
+    wishes = Wishes(mode="forward")
+    forward = plan(home, "claude", wishes=wishes, HTTPS_PROXY="http://corp:1", no_proxy="intern,.anthropic.com")
+    assert told(forward, home)[0]["NO_PROXY"] == "intern,127.0.0.1,localhost,::1"
 
 
 # Claude Code.
@@ -193,16 +205,21 @@ def test_settings_of_claude_code_do_not_go_past_the_recorder(home: Path) -> None
     assert str(planned.routes["gateway.example"]) == "https://gateway.example"
     _, command = told(planned, home)
     assert command[:2] == ["claude", "--settings"]
-    assert json.loads(command[2]) == {"env": {"ANTHROPIC_BASE_URL": f"{URL}/gateway.example/x"}}
+    assert json.loads(Path(command[2]).read_text()) == {"env": {"ANTHROPIC_BASE_URL": f"{URL}/gateway.example/x"}}
     write(home / "work/.claude/settings.local.json", {"env": {"ANTHROPIC_BASE_URL": "https://near.example"}})
-    own = json.dumps({"model": "opus", "env": {"A": "b"}})
-    planned = plan(home, "claude", "--settings", own, "-p", "hi")
-    _, command = told(planned, home)
-    assert command[3:] == ["-p", "hi"]
-    assert json.loads(command[2]) == {
-        "model": "opus",
-        "env": {"A": "b", "ANTHROPIC_BASE_URL": f"{URL}/near.example"},
-    }
+    own: dict[str, Any] = {"model": "opus", "env": {"A": "b", "ANTHROPIC_AUTH_TOKEN": "key-canary-0"}}
+    write(home / "work/own.json", own)
+    for given in (json.dumps(own), "own.json"):
+        planned = plan(home, "claude", "--settings", given, "-p", "hi")
+        _, command = told(planned, home)
+        assert command[3:] == ["-p", "hi"]
+        made = Path(command[2])
+        assert json.loads(made.read_text()) == {
+            "model": "opus",
+            "env": {**own["env"], "ANTHROPIC_BASE_URL": f"{URL}/near.example"},
+        }
+        assert stat.S_IMODE(made.stat().st_mode) == 0o600
+        assert "key-canary-0" not in " ".join(command)  # a command line can be read by every user of the machine
 
 
 def test_claude_code_on_other_clouds_is_refused_with_the_way_that_exists(home: Path) -> None:
@@ -344,6 +361,77 @@ def test_aider_prefers_its_dotenv_files_so_it_is_told_by_an_option(home: Path) -
     assert told(planned, home)[1] == ["aider", "--openai-api-base", f"{URL}/nearer.example/v1", "--yes"]
     write(home / "work/.env", "ANTHROPIC_API_BASE=https://box.example\n")
     assert plan(home, "aider").mode == "forward"
+
+
+# Agents whose rows no test runs.
+
+
+def test_qwen_code_is_told_by_its_variables_unless_its_settings_name_addresses(home: Path) -> None:
+    planned = plan(home, "qwen", "-p", "hi", OPENAI_API_KEY="k", OPENAI_BASE_URL="https://box.example/v1")
+    environment, command = told(planned, home)
+    assert command == ["qwen", "-p", "hi"]
+    assert environment["OPENAI_BASE_URL"] == f"{URL}/box.example/v1"
+    assert environment["ANTHROPIC_BASE_URL"] == f"{URL}/api.anthropic.com"
+    own = plan(home, "qwen", "--openai-base-url", "https://near.example/v1", OPENAI_API_KEY="k")
+    assert told(own, home)[1][-1] == f"--openai-base-url={URL}/near.example/v1"
+    assert plan(home, "qwen").mode == "forward"  # without a key it logs in at Qwen's own
+    write(home / "work/.qwen/.env", "OPENAI_BASE_URL=https://dotenv.example/v1\n")
+    assert "dotenv.example" in plan(home, "qwen", OPENAI_API_KEY="k").routes
+    models = {"openai": [{"id": "m", "envKey": "K", "baseUrl": "https://listed.example/v1"}]}
+    write(home / ".qwen/settings.json", {"modelProviders": models, "security": {"auth": {"selectedType": "openai"}}})
+    assert plan(home, "qwen", OPENAI_API_KEY="k").mode == "forward"
+    write(home / ".qwen/settings.json", {"security": {"auth": {"selectedType": "qwen-oauth"}}})
+    assert plan(home, "qwen", OPENAI_API_KEY="k").mode == "forward"
+    assert plan(home, "qwen", "--auth-type", "openai", OPENAI_API_KEY="k").mode == "reverse"
+
+
+def test_copilot_cli_is_told_by_base_url_only_with_a_provider_of_the_users_own(home: Path) -> None:
+    for kind, url, path in (
+        ("openai", "https://box.example/v1", "/box.example/v1"),
+        ("anthropic", "https://api.anthropic.com", "/api.anthropic.com"),
+    ):
+        planned = plan(home, "copilot", COPILOT_PROVIDER_BASE_URL=url, COPILOT_PROVIDER_TYPE=kind, COPILOT_MODEL="m")
+        environment, command = told(planned, home)
+        assert command == ["copilot"]
+        assert environment["COPILOT_PROVIDER_BASE_URL"] == f"{URL}{path}"
+        assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"{URL}/otlp"
+        assert "COPILOT_MODEL" not in environment
+    planned = plan(home, "copilot")
+    assert planned.mode == "forward"
+    assert "COPILOT_PROVIDER_BASE_URL" not in told(planned, home)[0]
+    quiet = plan(home, "copilot", COPILOT_PROVIDER_BASE_URL="https://x.example/v1", COPILOT_OTEL_ENABLED="true")
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in told(quiet, home)[0]
+
+
+def test_goose_gets_a_host_or_a_base_url_as_it_was_given_one(home: Path) -> None:
+    environment, _ = told(plan(home, "goose", "run"), home)
+    assert environment["OPENAI_HOST"] == f"{URL}/api.openai.com"  # behind it comes v1/chat/completions
+    assert environment["ANTHROPIC_HOST"] == f"{URL}/api.anthropic.com"
+    assert "OPENAI_BASE_URL" not in environment
+    write(home / ".config/goose/config.yaml", "GOOSE_PROVIDER: openai\nOPENAI_BASE_URL: 'https://box.example/v1'\n")
+    environment, _ = told(plan(home, "goose"), home)
+    assert environment["OPENAI_BASE_URL"] == f"{URL}/box.example/v1"
+    assert "OPENAI_HOST" not in environment
+    environment, _ = told(plan(home, "goose", OPENAI_HOST="https://host.example"), home)
+    assert environment["OPENAI_HOST"] == f"{URL}/host.example"
+    assert plan(home, "goose", GOOSE_PROVIDER="ollama").mode == "forward"
+
+
+def test_openhands_and_swe_agent_keep_the_address_that_they_were_given(home: Path) -> None:
+    planned = plan(home, "openhands", LLM_MODEL="anthropic/m", LLM_BASE_URL="https://claude.example")
+    environment, _ = told(planned, home)
+    assert environment["LLM_BASE_URL"] == environment["ANTHROPIC_API_BASE"] == f"{URL}/claude.example"
+    assert environment["OPENAI_API_BASE"] == f"{URL}/api.openai.com/v1"
+    assert "LLM_BASE_URL" not in told(plan(home, "openhands", LLM_MODEL="gpt-5"), home)[0]
+    write(home / ".openhands/agent_settings.json", {"llm": {"model": "m", "base_url": "https://box.example/v1"}})
+    assert plan(home, "openhands").mode == "forward"
+    for given in (["--agent.model.api_base", "https://h.example/v1"], ["--agent.model.api_base=https://h.example/v1"]):
+        planned = plan(home, "sweagent", "run", "--agent.model.name", "openai/m", *given, "--x", "y")
+        environment, command = told(planned, home)
+        assert " ".join(command).replace("=", " ") == (
+            f"sweagent run --agent.model.name openai/m --agent.model.api_base {URL}/h.example/v1 --x y"
+        )
+        assert environment["OPENAI_BASE_URL"] == f"{URL}/h.example/v1"
 
 
 def test_configuration_may_have_comments_and_trailing_commas() -> None:

@@ -18,6 +18,7 @@ from capture.agents.agent import (
     text_member,
 )
 from capture.agents.environment import ANTHROPIC, PUBLIC
+from capture.atomic import write_atomically
 
 _MANAGED = (
     Path("/etc/claude-code/managed-settings.json"),
@@ -69,10 +70,12 @@ def _tell(situation: Situation, telling: Telling) -> Change:
         told["ANTHROPIC_BASE_URL"] = telling.bases[ANTHROPIC]
     block = _settings_environment(situation)
     hidden = {name: value for name, value in told.items() if block.get(name, value) != value}
-    return Change(environment=told, command=_with_settings(situation, hidden) if hidden else situation.command)
+    command = _with_settings(situation, hidden, telling.work) if hidden else situation.command
+    return Change(environment=told, command=command)
 
 
-def _with_settings(situation: Situation, block: dict[str, str]) -> tuple[str, ...]:
+def _with_settings(situation: Situation, block: dict[str, str], work: Path) -> tuple[str, ...]:
+    """By a file of ours: settings may hold keys, and every user of the machine can read a command line."""
     own = _own_settings(situation)
     merged = {**own, "env": {**(member(own, "env") or {}), **block}} if isinstance(own, dict) else {"env": block}
     kept = list(situation.arguments)
@@ -81,7 +84,9 @@ def _with_settings(situation: Situation, block: dict[str, str]) -> tuple[str, ..
             del kept[index : index + 2]
         elif word.startswith("--settings="):
             del kept[index]
-    return (*situation.command[: situation.at + 1], "--settings", json.dumps(merged), *kept)
+    path = work / "settings.json"
+    write_atomically(path, json.dumps(merged).encode(), mode=0o600)
+    return (*situation.command[: situation.at + 1], "--settings", str(path), *kept)
 
 
 def _unrecordable(situation: Situation) -> str | None:

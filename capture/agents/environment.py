@@ -1,11 +1,14 @@
-"""Agents that take their base URLs from the environment: any program, and those built on litellm."""
+"""Agents that take their base URLs from the environment: any program, and those built on litellm.
+
+OpenHands and SWE-agent were never run by us: their rows are made from litellm's source and their documentation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from capture.agents.agent import Agent, Change, Situation, Target, Telling, read_dotenv
+from capture.agents.agent import Agent, Change, Situation, Target, Telling, read_dotenv, read_json, text_member
 
 ANTHROPIC, OPENAI, GEMINI = "anthropic", "openai", "gemini"
 PUBLIC = {
@@ -94,14 +97,19 @@ def _aider_tell(situation: Situation, telling: Telling) -> Change:
     change = _litellm_tell(situation, telling)
     if OPENAI not in telling.bases:
         return change
+    command = _with_option(situation, "--openai-api-base", telling.bases[OPENAI])
+    return Change(environment=change.environment, command=command)
+
+
+def _with_option(situation: Situation, name: str, value: str) -> tuple[str, ...]:
+    """The command with an option of ours in the place of the user's own."""
     kept = list(situation.arguments)
     for index, word in reversed(list(enumerate(kept))):
-        if word == "--openai-api-base":
+        if word == name:
             del kept[index : index + 2]
-        elif word.startswith("--openai-api-base="):
+        elif word.startswith(f"{name}="):
             del kept[index]
-    command = (*situation.command[: situation.at + 1], "--openai-api-base", telling.bases[OPENAI], *kept)
-    return Change(environment=change.environment, command=command)
+    return (*situation.command[: situation.at + 1], name, value, *kept)
 
 
 def _aider_bypasses(situation: Situation) -> str | None:
@@ -111,6 +119,64 @@ def _aider_bypasses(situation: Situation) -> str | None:
             if found.get(name) != situation.environment.get(name):
                 return f"{name} in a .env file, which Aider prefers to the environment"
     return None
+
+
+_LLM_BASE_URL = "LLM_BASE_URL"
+_API_BASE = "--agent.model.api_base"
+
+
+def _provider_of(model: str) -> str:
+    """Whose API litellm speaks for a model's name."""
+    return next(
+        (name for name in (ANTHROPIC, GEMINI) if model.startswith((f"{name}/", f"litellm_proxy/{name}/"))), OPENAI
+    )
+
+
+def _openhands_targets(situation: Situation) -> dict[str, Target]:
+    found = targets_of(situation.environment)
+    if url := situation.environment.get(_LLM_BASE_URL):
+        provider = _provider_of(situation.environment.get("LLM_MODEL", ""))
+        found[provider] = Target(url=url, suffix=PUBLIC[provider].suffix, source=_LLM_BASE_URL)
+    return found
+
+
+def _openhands_tell(situation: Situation, telling: Telling) -> Change:
+    change = _litellm_tell(situation, telling)
+    provider = _provider_of(situation.environment.get("LLM_MODEL", ""))
+    if not situation.environment.get(_LLM_BASE_URL) or provider not in telling.bases:
+        return change
+    return Change(environment={**change.environment, _LLM_BASE_URL: telling.bases[provider]}, command=change.command)
+
+
+def _openhands_bypasses(situation: Situation) -> str | None:
+    path = situation.home / ".openhands" / "agent_settings.json"
+    return (
+        f"base_url in {path}, which wins over the environment"
+        if text_member(read_json(path), "llm", "base_url")
+        else None
+    )
+
+
+def _swe_agent_targets(situation: Situation) -> dict[str, Target]:
+    found = targets_of({**read_dotenv(situation.folder / ".env"), **situation.environment})
+    if url := situation.option(_API_BASE):
+        provider = _provider_of(situation.option("--agent.model.name") or "")
+        found[provider] = Target(url=url, suffix=PUBLIC[provider].suffix, source=_API_BASE)
+    return found
+
+
+def _swe_agent_tell(situation: Situation, telling: Telling) -> Change:
+    change = _litellm_tell(situation, telling)
+    provider = _provider_of(situation.option("--agent.model.name") or "")
+    if situation.option(_API_BASE) is None or provider not in telling.bases:
+        return change
+    kept = list(situation.command)
+    for index, word in enumerate(kept):
+        if word == _API_BASE:
+            kept[index + 1] = telling.bases[provider]
+        elif word.startswith(f"{_API_BASE}="):
+            kept[index] = f"{_API_BASE}={telling.bases[provider]}"
+    return Change(environment=change.environment, command=tuple(kept))
 
 
 ANY = Agent(
@@ -141,12 +207,23 @@ AIDER = Agent(
     bypasses=_aider_bypasses,
     advice="for providers other than OpenAI, Anthropic and Gemini use `--mode forward`",
 )
-LITELLM_AGENTS = Agent(
-    name="litellm",
-    title="an agent built on litellm",
-    programs=("openhands", "sweagent"),
-    packages=("openhands-ai", "openhands", "sweagent"),
-    targets=_targets,
-    tell=_litellm_tell,
-    advice="a base URL in its own configuration wins over the environment; then try `--mode forward`",
+OPENHANDS = Agent(
+    name="openhands",
+    title="OpenHands",
+    programs=("openhands",),
+    packages=("openhands-ai", "openhands"),
+    targets=_openhands_targets,
+    tell=_openhands_tell,
+    bypasses=_openhands_bypasses,
+    advice="a base URL in its own settings wins over the environment, and a container has another loopback; "
+    "then try `--mode forward`",
+)
+SWE_AGENT = Agent(
+    name="swe-agent",
+    title="SWE-agent",
+    programs=("sweagent",),
+    packages=("sweagent", "swe-agent"),
+    targets=_swe_agent_targets,
+    tell=_swe_agent_tell,
+    advice="an `api_base` in its configuration file wins over the environment; then try `--mode forward`",
 )

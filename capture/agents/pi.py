@@ -35,7 +35,6 @@ _BUILT_IN = {
     "xai": Target(url="https://api.x.ai/v1", suffix="/v1"),
     "zai": Target(url="https://api.z.ai/api/coding/paas/v4"),
 }
-_SCATTERED = frozenset({"github-copilot", "opencode", "opencode-go", "cloudflare-ai-gateway", "azure-openai-responses"})
 _UNREAD = frozenset({"amazon-bedrock", "google-vertex"})
 
 

@@ -13,6 +13,7 @@ from capture.agents.environment import VARIABLES
 from capture.agents.table import AGENTS
 from capture.agents.version import AgentVersion
 from capture.model_hosts import ModelHosts
+from capture.outbound import Outbound, OutboundError
 from capture.store import Store, default_store
 
 _ANSWER_S = 3.0
@@ -21,9 +22,6 @@ _ANSWER_S = 3.0
 _OTHERS = {
     "cursor-agent": "Cursor's streams are protobuf on hosts of its own and are not read; no importer reads its "
     "transcripts: convert them to chat messages, then `agentdyno capture import messages FILE`",
-    "copilot": "`agentdyno capture run --mode forward -- copilot` records api.githubcopilot.com",
-    "goose": "`agentdyno capture run --mode forward -- goose session` records the known model hosts",
-    "qwen": "`agentdyno capture run -- qwen` sets OPENAI_BASE_URL; a base URL in its settings wins",
     "amp": "its calls go to its own server and are not read: there is no way to record them here",
     "agy": "`agentdyno capture run --mode forward -- agy` records cloudcode-pa.googleapis.com",
 }
@@ -52,7 +50,7 @@ def survey(environment: Mapping[str, str], folder: Path) -> Iterator[Seen]:
         if shutil.which(program, path=environment.get("PATH")):
             yield Seen(topic=f"agent {program}", state="note", detail=words)
     if not found:
-        names = ", ".join(agent.title for agent in AGENTS if agent.name != "litellm")
+        names = ", ".join(agent.title for agent in AGENTS)
         yield Seen(topic="agents", state="note", detail=f"none on PATH of {names}")
     yield Seen(topic="not read", state="note", detail=UNREAD)
     yield from _addresses(environment)
@@ -96,14 +94,19 @@ def _addresses(environment: Mapping[str, str]) -> Iterator[Seen]:
         yield Seen(
             topic="base URLs", state="note", detail=f"{', '.join(names)} set: what is named becomes the upstream"
         )
-    proxies = [name for name in environment if name.upper() in ("HTTPS_PROXY", "ALL_PROXY") and environment[name]]
-    if proxies:
-        yield Seen(
-            topic="proxy",
-            state="no",
-            detail=f"{', '.join(proxies)} set: the recorder connects directly, so `capture run` refuses hosts that "
-            "NO_PROXY does not name",
-        )
+    outbound = Outbound.of(environment)
+    try:
+        outbound.check()
+    except OutboundError as fault:
+        yield Seen(topic="proxy", state="no", detail=str(fault))
+    else:
+        if outbound.variables:
+            set_here = ", ".join(outbound.variables)
+            yield Seen(
+                topic="proxy",
+                state="note",
+                detail=f"{set_here} set: the recorder reaches its upstreams through it, except what NO_PROXY names",
+            )
 
 
 def _store() -> Iterator[Seen]:

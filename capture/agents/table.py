@@ -10,12 +10,18 @@ from pathlib import Path
 from capture.agents.agent import Agent
 from capture.agents.claude_code import CLAUDE_CODE
 from capture.agents.codex import CODEX
-from capture.agents.environment import AIDER, ANY, LITELLM_AGENTS, MINI_SWE_AGENT
+from capture.agents.copilot_cli import COPILOT_CLI
+from capture.agents.environment import AIDER, ANY, MINI_SWE_AGENT, OPENHANDS, SWE_AGENT
 from capture.agents.gemini_cli import GEMINI_CLI
+from capture.agents.goose import GOOSE
 from capture.agents.opencode import OPENCODE
 from capture.agents.pi import PI
+from capture.agents.qwen_code import QWEN_CODE
 
-AGENTS: tuple[Agent, ...] = (CLAUDE_CODE, CODEX, OPENCODE, PI, GEMINI_CLI, MINI_SWE_AGENT, AIDER, LITELLM_AGENTS)
+AGENTS: tuple[Agent, ...] = (
+    CLAUDE_CODE, CODEX, OPENCODE, PI, GEMINI_CLI, MINI_SWE_AGENT, AIDER, QWEN_CODE, COPILOT_CLI, GOOSE, OPENHANDS,
+    SWE_AGENT,
+)  # fmt: skip
 
 _RUNNERS = frozenset({"npx", "bunx", "uvx", "pipx", "env", "nice", "nohup", "time", "sudo", "doas", "stdbuf", "exec"})
 _TWO_WORDS = frozenset(

@@ -89,4 +89,4 @@ class AgentVersion:
         except (OSError, subprocess.TimeoutExpired):
             return
         found = _IN_WORDS.search(done.stdout) if done.returncode == 0 else None
-        self._answer = found[1] if found is not None else None
+        self._answer = found[1].rstrip(".-+") if found is not None else None

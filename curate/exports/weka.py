@@ -17,6 +17,7 @@ from typing import Any
 
 from capture.trajectory import Request, ToolCall, Trajectory
 from curate.blocks import PromptBlocks, prompt_blocks
+from curate.exports.fit import unfit
 from curate.tokens import TokenCounter
 
 BLOCK_SIZE = 64
@@ -46,7 +47,7 @@ def weka_trace(trajectory: Trajectory, counter: TokenCounter) -> tuple[Json | No
         return None, Counter({"sessions with blocks of several sizes": 1})
     block_size = sizes.pop() if sizes else BLOCK_SIZE
     for request, blocks in prompt_blocks(trajectory, counter, block_size):
-        reason = _unfit(request, blocks)
+        reason = unfit(request, blocks)
         if reason is not None:
             left_out[reason] += 1
             continue
@@ -76,23 +77,6 @@ def weka_trace(trajectory: Trajectory, counter: TokenCounter) -> tuple[Json | No
         "totals": _totals(main, agents),
     }
     return trace, left_out
-
-
-def _unfit(request: Request, blocks: PromptBlocks | None) -> str | None:
-    """Why the format cannot hold a request; None when it can."""
-    if request.kind == "auxiliary":
-        return "auxiliary requests (token counts, titles)"
-    if (request.status is not None and request.status >= 400) or (
-        request.error is not None and request.answer_index is None
-    ):
-        return "failed requests"
-    if request.t_send_us is None:
-        return "requests of unknown time"
-    if blocks is None and request.prompt_tokens is None:
-        return "requests of unknown input length"
-    if request.completion_tokens is None and request.answer_index is None:
-        return "requests of unknown output length"
-    return None
 
 
 def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counter: TokenCounter) -> Json:
