@@ -13,6 +13,8 @@ import threading
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from capture.outbound import Dialler, Outbound, for_proxy
+from capture.roots import tls_context
 from capture.upstream import Routes, Upstream
 
 _HEAD_BYTES = 1 << 20
@@ -25,7 +27,9 @@ class BareRelay:
     """Listens on loopback in a thread of its own. `routes` None: a forward proxy."""
 
     routes: Routes | None
+    outbound: Outbound = field(default_factory=Outbound)
     requests: int = 0
+    _context: ssl.SSLContext | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
     _task: asyncio.Task[None] | None = None
@@ -44,8 +48,10 @@ class BareRelay:
                 listening.set()
                 return
             listening.set()
+            # Not serve_forever(): cancelled, it would wait for every connection to end by itself.
             with contextlib.suppress(asyncio.CancelledError):
-                await server.serve_forever()
+                await asyncio.Event().wait()
+            server.close()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -84,12 +90,14 @@ class BareRelay:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        dialler = Dialler(self.outbound, self._tls)
         line, _, rest = head.partition(b"\r\n")
         method, target, version = line.split(b" ", 2)
         self.requests += 1
         if method == b"CONNECT":
             host, _, port = target.decode("ascii").rpartition(":")
-            far_reader, far_writer = await _connect(host.strip("[]"), int(port), None)
+            opened = dialler.open(host.strip("[]"), int(port), tunnel=True)
+            far_reader, far_writer = await asyncio.wait_for(opened, _CONNECT_S)
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:
             found = self._find(target.decode("latin-1"))
@@ -98,14 +106,25 @@ class BareRelay:
                 await writer.drain()
                 return
             upstream, path = found
-            context = _ssl_context() if upstream.scheme == "https" else None
-            far_reader, far_writer = await _connect(upstream.host, upstream.port, context)
+            secure = upstream.scheme == "https"
+            opened = dialler.open(upstream.host, upstream.port, tunnel=secure)
+            far_reader, far_writer = await asyncio.wait_for(opened, _CONNECT_S)
+            if secure:
+                await asyncio.wait_for(far_writer.start_tls(self._tls(), server_hostname=upstream.host), _CONNECT_S)
             first = b" ".join((method, path.encode("latin-1"), version))
-            far_writer.write(first + b"\r\n" + _headers(rest, upstream.authority))
+            asked = first + b"\r\n" + _headers(rest, upstream.authority)
+            proxy = None if secure else dialler.asked(upstream.host, upstream.port)
+            far_writer.write(asked if proxy is None else for_proxy(asked, upstream.origin, proxy))
         try:
             await asyncio.gather(_copy(reader, far_writer, half=True), _copy(far_reader, writer, half=False))
         finally:
-            await _close(far_writer)
+            # Not closed in good order: with TLS that waits for the other side, for half a minute.
+            far_writer.transport.abort()
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = tls_context()
+        return self._context
 
     def _find(self, target: str) -> tuple[Upstream, str] | None:
         if self.routes is not None:
@@ -128,15 +147,6 @@ def _headers(block: bytes, authority: str) -> bytes:
     return b"\r\n".join((*own, *kept)) + b"\r\n\r\n"
 
 
-async def _connect(
-    host: str, port: int, context: ssl.SSLContext | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.wait_for(
-        asyncio.open_connection(host, port, ssl=context, server_hostname=host if context is not None else None),
-        _CONNECT_S,
-    )
-
-
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, half: bool) -> None:
     """Copy to the end. `half`: of the two ways the one to the server, whose end leaves the other open."""
     with contextlib.suppress(OSError):
@@ -153,14 +163,3 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError, asyncio.CancelledError):
         await writer.wait_closed()
-
-
-def _ssl_context() -> ssl.SSLContext:
-    """Verifies servers by the system's certificates, or by certifi's where the system has none."""
-    context = ssl.create_default_context()
-    if not context.cert_store_stats()["x509_ca"]:
-        with contextlib.suppress(ImportError):
-            import certifi
-
-            context.load_verify_locations(certifi.where())
-    return context

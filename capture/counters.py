@@ -42,6 +42,7 @@ class Gauges:
     journal_bytes: int
     disk_free_bytes: int | None
     gaps: Counter[str]  # by kind
+    overfull: bool = False  # the journal is larger than one should be, and the next one cannot be begun
 
 
 def exposition(counters: Counters, gauges: Gauges) -> str:

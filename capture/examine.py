@@ -94,7 +94,7 @@ def _journal(path: Path, raw: Counter[str], read: Counter[str], unread: Counter[
         health = JournalHealth(
             name=path.name,
             writer=reader.state,
-            schema=int(reader.meta["schema"]) if "schema" in reader.meta else None,
+            schema=reader.schema,
             file_bytes=_size(path),
             log_bytes=_size(Path(f"{path}-wal")),
             hidden=len(reader.hidden),
@@ -183,14 +183,17 @@ def _files(store: Store, health: StoreHealth) -> None:
 def _rate(store: Store, health: StoreHealth) -> None:
     health.free_bytes = shutil.disk_usage(store.path).free
     now_s = time.time_ns() / 1e9
-    recent = [path for path in store.journals() if now_s - path.stat().st_mtime < _RECENT_S]
+    recent: list[tuple[int, float, float]] = []  # bytes, begun, last written
+    for path in store.journals():
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            state = path.stat()
+            if now_s - state.st_mtime < _RECENT_S:
+                recent.append((state.st_size, _begun_s(path), state.st_mtime))
     if not recent:
         return
-    begun_s = min(max(_begun_s(path), now_s - _RECENT_S) for path in recent)
+    begun_s = min(max(begun, now_s - _RECENT_S) for _, begun, _ in recent)
     # Of a journal that was begun before the week, only its share of the week counts.
-    grown = sum(
-        _size(path) * min(1.0, _RECENT_S / max(_RECENT_S, path.stat().st_mtime - _begun_s(path))) for path in recent
-    )
+    grown = sum(size * min(1.0, _RECENT_S / max(_RECENT_S, last - begun)) for size, begun, last in recent)
     health.bytes_per_day = grown / max(now_s - begun_s, _SHORTEST_S) * 86_400
     health.days_left = health.free_bytes / health.bytes_per_day if health.bytes_per_day else None
 

@@ -69,6 +69,8 @@ class Exchange:
     request_bytes: int | None = None  # length of the body on the wire
     wall_offset_us: int = 0  # how far the wall clock had moved against the anchor at `t_send_ns`: sleep, or a new time
     wall_offset_end_us: int | None = None  # the same at `t_end_ns`
+    agent: str | None = None  # that `capture run` started behind this recorder
+    agent_version: str | None = None
 
     def request_header(self, name: str) -> str | None:
         """First value of a request header (lower-case name)."""

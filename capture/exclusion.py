@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from capture.atomic import write_atomically
+from capture.atomic import changing, write_atomically
 
 FILE_NAME = "excluded.json"
 
@@ -103,7 +103,7 @@ def read_exclusions(store_path: Path) -> Exclusions:
         found = json.loads(path.read_text())
         folders, remotes = found["folders"], found["remotes"]
         _ = "".join((*folders, *remotes))  # TypeError where an entry is no text
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Exclusions()
     except (OSError, ValueError, TypeError, KeyError) as fault:
         raise ExclusionError(f"{path} cannot be read ({fault}): remove it and exclude anew") from fault
@@ -111,22 +111,24 @@ def read_exclusions(store_path: Path) -> Exclusions:
 
 
 def add(store_path: Path, text: str) -> str:
-    """Exclude a folder or a remote; returns the entry as it is kept. ExclusionError where it cannot be kept."""
-    old = read_exclusions(store_path)
+    """Exclude a folder or a remote; returns the entry as it is kept. ExclusionError where it is neither, OSError."""
     entry = entry_of(text)
-    folders, remotes = set(old.folders), set(old.remotes)
-    (folders if _is_folder(entry) else remotes).add(entry)
-    _write(store_path, folders, remotes)
+    with changing(store_path):
+        old = read_exclusions(store_path)
+        folders, remotes = set(old.folders), set(old.remotes)
+        (folders if _is_folder(entry) else remotes).add(entry)
+        _write(store_path, folders, remotes)
     return entry
 
 
 def remove(store_path: Path, text: str) -> str:
-    """Record a folder or a remote again; ExclusionError when it is not on the list."""
-    old = read_exclusions(store_path)
-    entry = next((known for known in (text, entry_of(text)) if known in old.folders + old.remotes), None)
-    if entry is None:
-        raise ExclusionError(f"{text!r} is not excluded in {store_path}: `capture exclude list` shows what is")
-    _write(store_path, set(old.folders) - {entry}, set(old.remotes) - {entry})
+    """Record a folder or a remote again; ExclusionError when it is not on the list, OSError."""
+    with changing(store_path):
+        old = read_exclusions(store_path)
+        entry = next((known for known in (text, entry_of(text)) if known in old.folders + old.remotes), None)
+        if entry is None:
+            raise ExclusionError(f"{text!r} is not excluded in {store_path}: `capture exclude list` shows what is")
+        _write(store_path, set(old.folders) - {entry}, set(old.remotes) - {entry})
     return entry
 
 
@@ -244,7 +246,4 @@ def _remotes_of(repository: Path) -> tuple[str, ...]:
 
 def _write(store_path: Path, folders: Iterable[str], remotes: Iterable[str]) -> None:
     data = json.dumps({"folders": sorted(folders), "remotes": sorted(remotes)}, indent=1).encode() + b"\n"
-    try:
-        write_atomically(store_path / FILE_NAME, data, mode=0o600)
-    except OSError as fault:
-        raise ExclusionError(f"cannot write {store_path / FILE_NAME}: {fault.strerror or fault}") from fault
+    write_atomically(store_path / FILE_NAME, data, mode=0o600)

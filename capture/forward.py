@@ -6,23 +6,23 @@ and deleting the store's `ca` folder ends it.
 
 from __future__ import annotations
 
-import importlib.resources
+import datetime
 import os
-import re
-import ssl
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mitmproxy import certs
 
-_KEY_BITS = 2048
-_NAMED_BY = ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CODEX_CA_CERTIFICATE")
-"""Variables that name roots of the user's own. The agent's will be set to our bundle, so it must hold these too."""
+from capture.roots import certificates_in, draft_private, private_folder, read_roots, write_private
 
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_KEY_BITS = 2048
+
+
+class AuthorityError(ValueError):
+    """The authority that a store holds is of no use. The sentence names it and the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,10 @@ class Authority:
 def prepare_ca(folder: Path, environment: Mapping[str, str] = os.environ) -> Authority:
     """Make the authority in `folder` (0700; files 0600) if there is none; renew the bundle where roots changed.
 
-    OSError where that cannot be written. Two recorders that start together end with one authority.
+    OSError where that cannot be written, AuthorityError where what is there is damaged. Two recorders that start
+    together end with one authority.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    private_folder(folder)
     authority = Authority(
         ca_pem=folder / "ca.pem",
         key_pem=folder / "ca-key.pem",
@@ -50,36 +50,63 @@ def prepare_ca(folder: Path, environment: Mapping[str, str] = os.environ) -> Aut
     )
     if not authority.key_pem.exists():
         _write_once(authority.key_pem, _new_authority(folder))
-    certificate = _CERTIFICATE.findall(authority.key_pem.read_bytes())[0] + b"\n"
-    roots = b"".join(_unique(_root_files(environment)))
+    authority.key_pem.chmod(0o600)
+    certificate = _certificate(authority) + b"\n"
+    roots = read_roots(environment)
     for path, content in (
         (authority.ca_pem, certificate),
         (authority.roots_pem, roots),
         (authority.bundle_pem, roots + certificate),
     ):
-        if not path.exists() or path.read_bytes() != content:
-            _replace(path, content)
+        write_private(path, content)
     return authority
 
 
 def load_store(authority: Authority) -> certs.CertStore:
-    """The authority as mitmproxy issues leaves from it: each carries the key identifier that strict clients demand."""
-    raw = authority.key_pem.read_bytes()
-    key = certs.load_pem_private_key(raw, None)
-    certificate = certs.Cert.from_pem(_CERTIFICATE.findall(raw)[0])
+    """The authority as mitmproxy issues leaves from it: each carries the key identifier that strict clients demand.
+
+    AuthorityError where key or certificate are damaged or out of date.
+    """
+    try:
+        key = certs.load_pem_private_key(authority.key_pem.read_bytes(), None)
+    except (ValueError, TypeError) as fault:
+        raise _damaged(authority, "the key cannot be read") from fault
+    certificate = certs.Cert.from_pem(_certificate(authority))
+    if certificate.public_key() != key.public_key():
+        raise _damaged(authority, "key and certificate do not belong together")
+    if not certificate.notbefore <= datetime.datetime.now(datetime.UTC) <= certificate.notafter:
+        raise _damaged(
+            authority, f"by this machine's clock it is not valid; it is from {certificate.notbefore:%Y-%m-%d}"
+        )
     # Ephemeral keys over elliptic curves need no Diffie-Hellman parameters, and nobody asks for a revocation list.
     return certs.CertStore(key, certificate, None, b"", certs.DHParams(b""))
 
 
 def load_certificate(certificate: Path, key: Path) -> certs.CertStoreEntry:
     """A server's own certificate and key, for TLS with agents. ValueError or OSError where they are not usable."""
-    chain = [certs.Cert.from_pem(found) for found in _CERTIFICATE.findall(certificate.read_bytes())]
+    chain = [certs.Cert.from_pem(found) for found in certificates_in(certificate.read_bytes())]
     if not chain:
         raise ValueError(f"{certificate} holds no certificate in PEM format")
     private = certs.load_pem_private_key(key.read_bytes(), None)
     if chain[0].public_key() != private.public_key():
         raise ValueError(f"{certificate} and {key} do not belong together")
     return certs.CertStoreEntry(chain[0], private, certificate if len(chain) > 1 else None, chain)
+
+
+def _certificate(authority: Authority) -> bytes:
+    found = certificates_in(authority.key_pem.read_bytes())
+    try:
+        certs.Cert.from_pem(found[0])
+    except (ValueError, IndexError) as fault:
+        raise _damaged(authority, "the certificate cannot be read") from fault
+    return found[0]
+
+
+def _damaged(authority: Authority, why: str) -> AuthorityError:
+    at = authority.key_pem.parent
+    return AuthorityError(
+        f"the certificate authority in {at} is not usable: {why}. `rm -r {at}` lets the next start make a new one"
+    )
 
 
 def _new_authority(folder: Path) -> bytes:
@@ -90,39 +117,8 @@ def _new_authority(folder: Path) -> bytes:
         return (Path(made) / "new-ca.pem").read_bytes()
 
 
-def _root_files(environment: Mapping[str, str]) -> Iterator[bytes]:
-    # mitmproxy brings certifi; a minimal container has no roots of its own.
-    yield importlib.resources.files("certifi").joinpath("cacert.pem").read_bytes()
-    system = ssl.get_default_verify_paths()
-    for name in (system.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt", *map(environment.get, _NAMED_BY)):
-        if name:
-            with suppress(OSError):
-                yield Path(name).read_bytes()
-
-
-def _unique(files: Iterable[bytes]) -> Iterator[bytes]:
-    seen = set()
-    for content in files:
-        for certificate in _CERTIFICATE.findall(content):
-            plain = b"".join(certificate.split())
-            if plain not in seen:
-                seen.add(plain)
-                yield certificate.replace(b"\r\n", b"\n") + b"\n"
-
-
-def _draft(path: Path, content: bytes) -> Path:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(content)
-    return draft
-
-
 def _write_once(path: Path, content: bytes) -> None:
-    draft = _draft(path, content)
+    draft = draft_private(path, content)
     with suppress(FileExistsError):
         path.hardlink_to(draft)  # unlike a rename, a link never replaces what another made
     draft.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    _draft(path, content).replace(path)

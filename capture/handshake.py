@@ -4,11 +4,15 @@
 # mypy: disable-error-code="no-untyped-call,no-any-return,misc"
 from __future__ import annotations
 
+import datetime
+
 from mitmproxy import certs, tls
 from mitmproxy.addons import tlsconfig
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers.modes import HttpProxy
+
+_RENEWED_BEFORE = datetime.timedelta(hours=1)
 
 
 class Handshake:
@@ -49,7 +53,13 @@ class _Config(tlsconfig.TlsConfig):
     def get_cert(self, conn_context: Context) -> certs.CertStoreEntry:
         if self._own is not None and _is_outermost(conn_context):
             return self._own
-        return super().get_cert(conn_context)
+        entry = super().get_cert(conn_context)
+        if entry.cert.notafter < datetime.datetime.now(datetime.UTC) + _RENEWED_BEFORE:
+            # mitmproxy makes leaves for half a year and gives the same one for as long as it runs.
+            self.certstore.certs.clear()
+            self.certstore.expire_queue.clear()
+            entry = super().get_cert(conn_context)
+        return entry
 
 
 def _is_outermost(context: Context) -> bool:

@@ -6,13 +6,13 @@ sessions are read; a session that is erased is forgotten here too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from capture.atomic import write_atomically
 from capture.call import ToolTime
 from capture.timing import Statement, ToolOutcome
 
@@ -60,15 +60,10 @@ class Joined:
         logs = [known for known in self._load_or_none(session_id) if known.source != log.source]
         data = msgspec.json.encode(_File(version=FORMAT_VERSION, session_id=session_id, logs=(*logs, log)))
         final = self._path(session_id)
-        draft = final.with_name(f".{final.name}.{os.getpid()}")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            draft.replace(final)
+            write_atomically(final, data, mode=0o600)
         except OSError as fault:
-            draft.unlink(missing_ok=True)
             raise JoinedFault(f"{final}: cannot keep what was joined: {fault.strerror or fault}") from fault
 
     def load(self, session_id: str) -> tuple[JoinedLog, ...]:

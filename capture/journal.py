@@ -21,7 +21,7 @@ from pathlib import Path
 
 from capture.clock import Clocks, WallClock
 from capture.exchange import Outcome
-from capture.item import End, Headers, Item, Mark, MarkKind, RawHeaders, ReadBytes, Send, Sent
+from capture.item import End, Headers, Item, Mark, MarkKind, Queued, RawHeaders, ReadBytes, Send, Sent
 from capture.layout import (
     BALLAST,
     BODY,
@@ -87,7 +87,7 @@ class JournalWriter:
         self._on_full = on_full
         self._full_bytes = full_bytes
         self._queue_bytes = queue_bytes
-        self._queue: deque[Item] = deque()
+        self._queue: deque[Queued] = deque()
         # Each counter has one writer, so no lock: what waits is the difference.
         self._bytes_in = 0
         self._bytes_out = 0
@@ -135,6 +135,16 @@ class JournalWriter:
         """What the disk has not taken yet."""
         return self._bytes_in - self._bytes_out
 
+    @property
+    def list_unreadable(self) -> bool:
+        """Whether nothing is written because nobody can tell what is excluded."""
+        return self._sieve.fault is not None
+
+    @property
+    def overflowing(self) -> bool:
+        """Whether the disk is so far behind that what comes may be lost."""
+        return self.waiting_bytes * 10 > self._queue_bytes * 9
+
     # The recorder's side: append and return. A number of 0 stands for an exchange of which nothing is written.
 
     def send(
@@ -151,7 +161,10 @@ class JournalWriter:
     ) -> int:
         """Start an exchange; returns its number, 0 while the store is paused."""
         if self._sieve.paused:
-            self._put(Mark(None, at_ns, "paused", None), 0)
+            if self._sieve.fault is None:
+                self._put(Mark(None, at_ns, "paused", None), 0)
+            else:  # nobody wanted this one left out
+                self.gap(None, at_ns=at_ns, kind="recorder_error", lost_bytes=None)
             return 0
         self.exchanges += 1
         self._put(Send(self.exchanges, at_ns, connection, method, host, path, headers, contributor, consent), 0)
@@ -187,7 +200,7 @@ class JournalWriter:
             self.gap(number, at_ns=at_ns, kind="queue_full", lost_bytes=len(data))
             return
         self._bytes_in += size
-        self._queue.append(ReadBytes(number, at_ns, data, kind))
+        self._queue.append((number, at_ns, data, kind))
         if self._idle:
             self._idle = False
             self._wake.set()
@@ -317,17 +330,23 @@ class JournalWriter:
         gaps: list[tuple[int | None, int, str, int | None]] = []
         rows, sieve = self._rows, self._sieve
         busy = sieve.busy
-        taken = 0
-        for _ in range(len(queue)):
+        waiting = len(queue)
+        taken = waiting * ITEM_BYTES
+        for _ in range(waiting):
             item = queue.popleft()
-            taken += ITEM_BYTES
-            if isinstance(item, ReadBytes):
-                taken += len(item.data)
+            if isinstance(item, tuple):
+                number, at_ns, data, kind = item
+                taken += len(data)
                 if not busy:  # nearly all items: no more work than needed
-                    if (row := rows.get(item.number)) is not None:
-                        touched[item.number] = row
-                        row.reads.setdefault(item.kind, []).append((item.at_ns, item.data))
+                    row = touched.get(number) or rows.get(number)
+                    if row is not None:
+                        touched[number] = row
+                        if (reads := row.reads.get(kind)) is None:
+                            reads = row.reads[kind] = ([], [])
+                        reads[0].append(at_ns)
+                        reads[1].append(data)
                     continue
+                item = ReadBytes(number, at_ns, data, kind)
             elif isinstance(item, Sent) and item.body is not None:
                 taken += len(item.body)
             for admitted in sieve.admit(item):
@@ -372,7 +391,7 @@ class JournalWriter:
             return
         row = touched[item.number] = found
         if isinstance(item, ReadBytes):
-            row.reads.setdefault(item.kind, []).append((item.at_ns, item.data))
+            row.read(item.kind, item.at_ns, item.data)
             return
         row.changed = True
         if isinstance(item, Sent):

@@ -8,15 +8,16 @@ past it.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from capture.agents.agent import Agent, Change, Situation, Target, Telling
@@ -24,6 +25,7 @@ from capture.agents.table import find_agent
 from capture.agents.version import AgentVersion
 from capture.journal_notes import add_notes
 from capture.model_hosts import ModelHosts
+from capture.outbound import Outbound, OutboundError, is_exempt, no_proxy_entries
 from capture.recorder_process import RecorderFault, RecorderProcess
 from capture.store import Store
 from capture.terminal import CannotRun, run_on_terminal
@@ -33,7 +35,6 @@ type Mode = Literal["reverse", "forward"]
 
 _LATE_S = 1.0  # how long a finished agent's program may still take to say its version
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 # Variables that replace the system's certificates for one kind of client each.
 _BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CODEX_CA_CERTIFICATE", "AWS_CA_BUNDLE")
 
@@ -63,6 +64,7 @@ class Plan:
     mode: Mode
     routes: Mapping[str, Upstream]  # first path segment → upstream; the segment "" stands for any path
     bases: Mapping[str, str]  # provider → path of its base URL on the recorder
+    recorded: tuple[tuple[str, int], ...] = ()  # forward mode: hosts and ports that the agent is known to call
     hosts: tuple[str, ...] = ()  # decrypted beside the known model hosts
     upstream: str | None = None  # forward mode: where all model hosts' calls go instead
     telemetry: bool = True
@@ -71,13 +73,14 @@ class Plan:
     def serve_options(self) -> list[str]:
         """Options of `capture serve`."""
         if self.mode == "forward":
-            words = ["--mode", "forward", *(word for host in self.hosts for word in ("--host", host))]
-            return [*words, "--upstream", self.upstream] if self.upstream is not None else words
-        return [
-            word
-            for segment, upstream in self.routes.items()
-            for word in (("--route", f"{segment}={upstream}") if segment else ("--upstream", str(upstream)))
-        ]
+            return ["--mode", "forward", *(word for host in self.hosts for word in ("--host", host))]
+        return []
+
+    def serve_routes(self) -> list[str]:
+        """NAME=URL each, =URL for any path. They may hold keys: not for a command line, which all users can read."""
+        if self.mode == "forward":
+            return [] if self.upstream is None else [f"={self.upstream}"]
+        return [f"{segment}={upstream}" for segment, upstream in self.routes.items()]
 
     def relay_routes(self) -> Routes | None:
         """The same for a relay that records nothing."""
@@ -92,9 +95,9 @@ class Plan:
         environment: dict[str, str] = {}
         arguments: tuple[str, ...] = ()
         if self.mode == "forward":
-            environment.update(_proxy_environment(url, store / "ca", inherited))
+            environment.update(_proxy_environment(url, store / "ca", inherited, self.recorded))
         elif any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in inherited):
-            environment.update(_no_proxy(inherited))
+            environment.update(_no_proxy(no_proxy_entries(inherited)))
         if self.telemetry:
             own, arguments = self._telemetry(f"{url}/otlp")
             environment.update(own)
@@ -134,13 +137,17 @@ def plan_launch(command: tuple[str, ...], *, wishes: Wishes, environment: Mappin
                 raise UpstreamError(f"{target.source}: {fault}") from fault
             warnings.append(f"calls to the provider {provider} are not recorded: {fault}")
     targets = {provider: targets[provider] for provider in parsed}
-    if wishes.upstream is not None:
-        whole = Upstream.parse(wishes.upstream)
-    else:
-        whole = None
-        _refuse_proxy(environment, parsed.values())
+    whole = Upstream.parse(wishes.upstream) if wishes.upstream is not None else None
+    outbound = Outbound.of(environment)
+    try:
+        for upstream in [whole] if whole is not None else parsed.values():
+            outbound.find(upstream.scheme, upstream.host, upstream.port)
+        if mode == "forward":
+            outbound.check()
+    except OutboundError as fault:
+        raise LaunchError(str(fault)) from fault
     if mode == "forward":
-        near = sorted({str(target) for target in parsed.values() if target.host in _LOOPBACK})
+        near = sorted({target.shown for target in parsed.values() if target.host in _LOOPBACK})
         if near and whole is None:
             warnings.append(
                 f"calls to {', '.join(near)} are not seen in forward mode, where loopback needs no proxy; "
@@ -151,6 +158,7 @@ def plan_launch(command: tuple[str, ...], *, wishes: Wishes, environment: Mappin
         hosts = tuple(dict.fromkeys((*wishes.hosts, *sorted(more))))
         return Plan(
             agent=agent, situation=situation, mode=mode, routes={}, bases={}, hosts=hosts,
+            recorded=tuple((it.host, it.port) for it in parsed.values() if it.host not in _LOOPBACK),
             upstream=wishes.upstream, telemetry=telemetry, warnings=tuple(warnings),
         )  # fmt: skip
     routes, bases = _reverse(targets, parsed, whole)
@@ -165,53 +173,41 @@ def _reverse(
 ) -> tuple[dict[str, Upstream], dict[str, str]]:
     if whole is not None:
         # Given whole, or as the root that each client adds its own version to.
-        root = re.sub(r"/v\d+\w*$", "", whole.prefix)
+        upstream, path = whole.hidden()
+        root = re.sub(r"/v\d+\w*$", "", path)
         bare = whole.host == "chatgpt.com"  # that backend has no version in its paths
         bases = {provider: root + ("" if bare else target.suffix) for provider, target in targets.items()}
-        return {"": Upstream(scheme=whole.scheme, host=whole.host, port=whole.port)}, bases
+        return {"": upstream}, bases
     routes: dict[str, Upstream] = {}
     bases = {}
     for provider, target in parsed.items():
-        origin = Upstream(scheme=target.scheme, host=target.host, port=target.port)
-        # The host and the path stay visible to the agent: some look for a name or for /v1 in their base URL.
-        segment = re.sub(r"[^\w.-]", "-", origin.authority)
-        if routes.setdefault(segment, origin) != origin:
-            segment = f"{origin.scheme}-{segment}"
-            routes[segment] = origin
-        bases[provider] = f"/{segment}{target.prefix}"
+        # The host and the path stay visible to the agent: some look for a name or for /v1 in their base URL. A key in
+        # the path does not: some are told their base URL by an argument, which all users of the machine can read.
+        upstream, path = target.hidden()
+        plain = re.sub(r"[^\w.-]", "-", upstream.authority)
+        names = itertools.chain((plain, f"{upstream.scheme}-{plain}"), (f"{plain}-{at}" for at in itertools.count(2)))
+        segment = next(name for name in names if routes.setdefault(name, upstream) == upstream)
+        bases[provider] = f"/{segment}{path}"
     return routes, bases
 
 
-def _refuse_proxy(environment: Mapping[str, str], upstreams: Iterable[Upstream]) -> None:
-    name = next((name for name in _PROXIES if environment.get(name)), None)
-    if name is None:
-        return
-    kept = [entry.strip().lstrip("*").lstrip(".").lower() for entry in _no_proxy_entries(environment)]
-    for upstream in upstreams:
-        host = upstream.host
-        if host in _LOOPBACK or any(not entry or host == entry or host.endswith(f".{entry}") for entry in kept):
-            continue
-        raise LaunchError(
-            f"{name} is set, and the recorder reaches {host} directly, not through another proxy: "
-            f"run with `env -u {name} …` or NO_PROXY={host} if a direct connection is allowed, or name a gateway "
-            "by --upstream"
-        )
-
-
-def _no_proxy_entries(environment: Mapping[str, str]) -> list[str]:
-    text = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
-
-
-def _no_proxy(inherited: Mapping[str, str]) -> dict[str, str]:
-    value = ",".join(dict.fromkeys([*_no_proxy_entries(inherited), *_LOOPBACK]))
+def _no_proxy(entries: Iterable[str]) -> dict[str, str]:
+    kept = dict.fromkeys([*entries, *_LOOPBACK])
+    value = "*" if "*" in kept else ",".join(kept)  # in a list the star means nothing to most programs
     return {"no_proxy": value, "NO_PROXY": value}
 
 
-def _proxy_environment(url: str, authority: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+def _proxy_environment(
+    url: str, authority: Path, inherited: Mapping[str, str], recorded: Iterable[tuple[str, int]]
+) -> dict[str, str]:
     bundle = str(authority / "bundle.pem")  # the recorder merged into it what the user's variables named
     found = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), url)
-    found.update(_no_proxy(inherited))
+    # What the user reaches directly the recorder does too: an entry for a host to record must not lead past it.
+    found.update(
+        _no_proxy(
+            entry for entry in no_proxy_entries(inherited) if not any(is_exempt(entry, *host) for host in recorded)
+        )
+    )
     found.update(dict.fromkeys(_BUNDLES, bundle))
     # This one adds to the certificates that Node brings; the others replace.
     found["NODE_EXTRA_CA_CERTS"] = bundle if inherited.get("NODE_EXTRA_CA_CERTS") else str(authority / "ca.pem")
@@ -237,10 +233,16 @@ def launch(plan: Plan, *, store: Store, say: Callable[[str], None], quiet: bool 
     NotRecording where the recorder does not start; the agent was not started then. Once it was, SIGINT has no effect
     on this process any more, to its very end.
     """
-    if shutil.which(plan.situation.command[0], path=plan.situation.environment.get("PATH")) is None:
-        raise LaunchError(f"{plan.situation.command[0]}: not found; is it installed and on PATH?")
+    word = plan.situation.command[0]
+    if shutil.which(word, path=plan.situation.environment.get("PATH")) is None:
+        if "/" in word and Path(plan.situation.folder, word).exists():
+            raise LaunchError(f"{word}: is no program, or not one that you may run")
+        raise LaunchError(f"{word}: not found; is it installed and on PATH?")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # before and after the agent, which gets them while it runs
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _leave)
     label = secrets.token_hex(8)
-    began_ns = time.time_ns()
+    before = frozenset(store.journals())
     version = AgentVersion(plan.agent, plan.situation)
     try:
         work = tempfile.TemporaryDirectory(prefix="agentdyno-run-", ignore_cleanup_errors=True)
@@ -249,6 +251,7 @@ def launch(plan: Plan, *, store: Store, say: Callable[[str], None], quiet: bool 
     with work as folder:
         recorder = RecorderProcess(
             options=plan.serve_options(),
+            private_routes=plan.serve_routes(),
             routes=plan.relay_routes(),
             store=store,
             label=label,
@@ -284,7 +287,7 @@ def launch(plan: Plan, *, store: Store, say: Callable[[str], None], quiet: bool 
 
     try:
         summary = summarise(
-            store, label, plan.agent, since_ns=began_ns, restarts=recorder.restarts, relayed=recorder.relayed
+            store, label, plan.agent, before=before, restarts=recorder.restarts, relayed=recorder.relayed
         )
     except Exception as fault:  # noqa: BLE001 - the agent is done; nothing of ours may change its exit code now
         say(f"recorded, but the summary cannot be made ({type(fault).__name__}: {fault}); store {store.path}")
@@ -296,6 +299,11 @@ def launch(plan: Plan, *, store: Store, say: Callable[[str], None], quiet: bool 
         for path in summary.journals:
             add_notes(path, {"agent_version": late})
     return code
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """End as the signal would have ended us, but with our folder removed and the recorder stopped."""
+    raise SystemExit(128 + number)
 
 
 def _run(

@@ -9,10 +9,11 @@ it was sent.
 
 from __future__ import annotations
 
-import itertools
+import operator
 import struct
 import zlib
 from collections.abc import Iterable
+from types import NoneType
 
 SCHEMA = 2
 
@@ -28,6 +29,18 @@ EXCHANGE_COLUMNS = (
 `wire_digest`, the BLAKE2b (16 bytes) of what was on the wire."""
 
 _FIXED_AT_SEND = 9  # columns that never change once an exchange is sent
+
+LARGEST_BYTES = 256 << 20
+"""A recorder's queue holds less, so no body, pack or batch is larger: one that says so was made to fill a memory."""
+
+_NUMBER, _TEXT, _BYTES = (int,), (str,), (bytes,)
+_EXCHANGE_TYPES = (
+    _NUMBER, _TEXT, _TEXT, _TEXT, _TEXT, _NUMBER, _BYTES, (str, NoneType), (str, NoneType),
+    (int, NoneType), (int, NoneType), (bytes, NoneType), (int, NoneType), (bytes, NoneType),
+    (int, NoneType), (int, NoneType), (bytes, NoneType), (int, NoneType), (str, NoneType), (str, NoneType),
+    (int, NoneType),
+)  # fmt: skip
+_BATCH_TYPES = (_NUMBER, _NUMBER, _NUMBER, _BYTES, _BYTES, (int, NoneType))
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -70,12 +83,19 @@ INSERT_ERASED = "INSERT INTO erased VALUES (?, ?)"
 INSERT_SECRET = "INSERT OR IGNORE INTO secrets VALUES (?, ?, ?)"  # noqa: S105 - a statement, no password
 
 
+def is_exchange(row: tuple[object, ...]) -> bool:
+    """Whether the columns of `exchanges` hold what belongs there; SQLite keeps any type in any of them."""
+    return all(map(isinstance, row, _EXCHANGE_TYPES))
+
+
+def is_batch(row: tuple[object, ...]) -> bool:
+    """The same for `reads`, without its own number."""
+    return all(map(isinstance, row, _BATCH_TYPES))
+
+
 def exchange_crc(values: Iterable[object]) -> int:
     """The checksum of a row of `exchanges`, from its values without the checksum itself."""
-    crc = 0
-    for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode(), crc)
-    return crc
+    return zlib.crc32(b"".join([value if isinstance(value, bytes) else repr(value).encode() for value in values]))
 
 
 def reads_crc(exchange: int, kind: int, start_ns: int, times: bytes, data: bytes) -> int:
@@ -83,12 +103,12 @@ def reads_crc(exchange: int, kind: int, start_ns: int, times: bytes, data: bytes
     return zlib.crc32(data, zlib.crc32(times, zlib.crc32(b"%d %d %d" % (exchange, kind, start_ns))))
 
 
-def encode_times(reads: list[tuple[int, bytes]]) -> bytes:
+def encode_times(times_ns: list[int], sizes: list[int]) -> bytes:
     """Steps between reads and their sizes: a format byte, then u32 ns and u16 bytes each; u64 and u32 if need be."""
-    times = [at for at, _ in reads]
-    steps = [0, *(max(0, later - earlier) for earlier, later in itertools.pairwise(times))]
-    sizes = [len(data) for _, data in reads]
-    count = len(reads)
+    steps = [0, *map(operator.sub, times_ns[1:], times_ns)]
+    if min(steps) < 0:
+        steps = [max(0, step) for step in steps]
+    count = len(sizes)
     if max(steps) < 1 << 32 and max(sizes) < 1 << 16:
         return struct.pack(f"<B{count}I{count}H", 0, *steps, *sizes)
     return struct.pack(f"<B{count}Q{count}I", 1, *steps, *sizes)

@@ -27,6 +27,10 @@ _MODULES = {
     "pi": "capture.importers.pi",
     "opencode": "capture.importers.opencode",
 }
+LOG_SOURCES = (*(f"{harness}-log" for harness in _MODULES), "mini-swe-agent-log")
+"""Sources of imported logs. Most of their native ids are those that the agents send; mini-swe-agent, which sends none,
+goes by the id of its first answer."""
+
 _NAMED_BY_SESSION = ("claude-code", "codex")  # the file's name holds the id that goes over the wire
 
 

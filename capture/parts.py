@@ -10,11 +10,14 @@ import hashlib
 import itertools
 import json.scanner
 import struct
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import zstandard
+
+from capture.layout import LARGEST_BYTES
 
 DIGEST_BYTES = 16
 # These two store a 150-turn session smallest: a moved `cache_control` then costs its neighbours, not a message.
@@ -28,6 +31,10 @@ KNOWN_PARTS = (
     1 << 17
 )  # numbers remembered in each of two generations, about 25 MB both: a forgotten part is stored again
 PACK_BYTES = 4 << 20  # new parts are compressed together, this much at most
+
+MOST_PARTS = 1 << 22  # of one body
+CACHE_BYTES = 256 << 20  # of packs that a reader keeps unpacked
+_LARGEST_SHIFT = 63
 
 type _Scan = Callable[[str, int], tuple[object, int]]
 # Scans one JSON value in C: (text, offset) → (value, offset of its end). Public as json.scanner.make_scanner.
@@ -94,13 +101,15 @@ def encode_runs(numbers: list[int]) -> bytes:
 
 
 def decode_runs(data: bytes) -> list[int]:
-    """Part numbers from `encode_runs`. ValueError where the bytes end inside a number."""
+    """Part numbers from `encode_runs`. ValueError where the bytes end inside a number, or stand for too many."""
     values: list[int] = []
     value = shift = 0
     for byte in data:
         value |= (byte & 127) << shift
         if byte & 128:
             shift += 7
+            if shift > _LARGEST_SHIFT:
+                raise ValueError("a recipe holds a number too large")
         else:
             values.append(value)
             value = shift = 0
@@ -111,6 +120,8 @@ def decode_runs(data: bytes) -> list[int]:
     for step, length in zip(values[::2], values[1::2], strict=True):
         start = expected + ((step >> 1) if step & 1 == 0 else -((step + 1) >> 1))
         expected = start + length
+        if len(numbers) + length > MOST_PARTS:
+            raise ValueError("a recipe stands for more parts than a body has")
         numbers.extend(range(start, expected))
     return numbers
 
@@ -132,18 +143,65 @@ class Pack:
     def unpack(self) -> list[bytes]:
         """The parts in order. ValueError where size or digest says that the bytes are damaged."""
         try:
+            sizes = [size for (size,) in struct.iter_unpack("<I", self.sizes)]
+            if sum(sizes) > LARGEST_BYTES or zstandard.frame_content_size(self.data) != sum(sizes):
+                raise ValueError(f"parts from number {self.first_part} have another size than was written")
             joined = zstandard.ZstdDecompressor().decompress(self.data)
-        except zstandard.ZstdError as fault:
+        except (zstandard.ZstdError, struct.error) as fault:
             raise ValueError(f"parts from number {self.first_part} cannot be decompressed") from fault
         parts: list[bytes] = []
         at = 0
-        for (size,) in struct.iter_unpack("<I", self.sizes):
+        for size in sizes:
             parts.append(joined[at : at + size])
             at += size
         digests = [self.digests[i : i + DIGEST_BYTES] for i in range(0, len(self.digests), DIGEST_BYTES)]
-        if at != len(joined) or [digest_of(part) for part in parts] != digests:
+        if [digest_of(part) for part in parts] != digests:
             raise ValueError(f"parts from number {self.first_part} are not what was written")
         return parts
+
+
+class PartReader:
+    """The reader's side of the pool: parts by number. `fetch` gives the last pack that begins at a number or below."""
+
+    def __init__(self, fetch: Callable[[int], Pack | None]) -> None:
+        self._fetch = fetch
+        self._first_parts: list[int] = []  # of the packs at hand, increasing
+        self._packs: dict[int, list[bytes]] = {}  # the one read longest ago first
+        self._bytes = 0
+
+    def part(self, number: int) -> bytes:
+        """One part; ValueError, KeyError or IndexError where it is damaged or missing."""
+        at = bisect_right(self._first_parts, number) - 1
+        if at >= 0:
+            first = self._first_parts[at]
+            parts = self._packs[first]
+            if number - first < len(parts):
+                return parts[number - first]
+        pack = self._fetch(number)
+        if pack is None or pack.first_part in self._packs:
+            raise KeyError(f"part {number} is missing")
+        parts = pack.unpack()
+        self._packs[pack.first_part] = parts
+        insort(self._first_parts, pack.first_part)
+        self._bytes += sum(map(len, parts))
+        while self._bytes > CACHE_BYTES and len(self._packs) > 1:
+            oldest = next(iter(self._packs))
+            self._first_parts.remove(oldest)
+            self._bytes -= sum(map(len, self._packs.pop(oldest)))
+        return parts[number - pack.first_part]
+
+    def body(self, recipe: bytes, size: int) -> bytes:
+        """The body of a recipe, `size` bytes long; ValueError, KeyError or IndexError where it cannot be had."""
+        parts: list[bytes] = []
+        left = size
+        for number in decode_runs(recipe) if size <= LARGEST_BYTES else ():
+            parts.append(self.part(number))
+            left -= len(parts[-1])
+            if left < 0:
+                break
+        if left:
+            raise ValueError("the body has another length than was written")
+        return b"".join(parts)
 
 
 @dataclass(slots=True, eq=False)

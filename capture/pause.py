@@ -45,13 +45,13 @@ def resume(store_path: Path) -> bool:
 def read_pause(store_path: Path) -> Pause | None:
     """The pause that is in force now. A file that cannot be understood pauses: somebody wanted nothing written."""
     try:
-        text = (store_path / FILE_NAME).read_text()
-    except FileNotFoundError:
+        data = (store_path / FILE_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
         return Pause(None)
     try:
-        until_us = json.loads(text)["until_utc_us"]
+        until_us = json.loads(data)["until_utc_us"]
     except (ValueError, TypeError, KeyError):
         return Pause(None)
     if not isinstance(until_us, int):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from capture.atomic import write_atomically
 from capture.secret import SeenSecret
 from capture.store import Store
 
@@ -54,13 +55,13 @@ class People:
         """From the store's file; nobody if there is none. PeopleError if it is damaged."""
         path = store.path / FILE_NAME
         try:
-            text = path.read_text()
+            data = path.read_bytes()
         except FileNotFoundError:
             return cls(store.key)
         except OSError as fault:
             raise PeopleError(f"cannot read {path}: {fault.strerror}") from fault
         try:
-            return cls(store.key, tuple(_person(entry) for entry in tomllib.loads(text).get("person", [])))
+            return cls(store.key, tuple(_person(entry) for entry in tomllib.loads(data.decode()).get("person", [])))
         except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as fault:
             raise PeopleError(f"{path} is damaged ({fault}): restore it, or delete it and add tokens anew") from fault
 
@@ -139,11 +140,7 @@ def _save(store: Store, people: People) -> None:
         text = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
         revoked = f"revoked = {person.revoked}\n" if person.revoked is not None else ""
         lines.append(f"[[person]]\n{text}length = {person.length}\nadded = {person.added}\n{revoked}")
-    path = store.path / FILE_NAME
-    draft = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
-        file.write("\n".join(lines))
-    draft.replace(path)
+    write_atomically(store.path / FILE_NAME, "\n".join(lines).encode(), mode=0o600)
 
 
 def _person(entry: dict[str, object]) -> Person:

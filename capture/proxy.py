@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,15 +30,17 @@ from mitmproxy.tools.dump import DumpMaster
 
 from capture.counters import Counters, Gauges
 from capture.door import Door, ForwardDoor, ReverseDoor
-from capture.forward import Authority, load_certificate, load_store, prepare_ca
+from capture.forward import load_certificate, load_store, prepare_ca
 from capture.gate import LOOPBACK, Gate
 from capture.handshake import Handshake
 from capture.model_hosts import ModelHosts
+from capture.outbound import Dialler, Outbound, OutboundProxy
 from capture.pause import is_paused
 from capture.people import FILE_NAME as PEOPLE_FILE
 from capture.people import People, PeopleError
 from capture.recorder import Recorder, open_journals
-from capture.relay import correct
+from capture.relay import correct, dial_by
+from capture.roots import tls_context, write_roots
 from capture.rotation import Journals
 from capture.store import Store
 from capture.upstream import Routes
@@ -64,6 +66,7 @@ class Service:
     routes: Routes
     listen: tuple[str, int]
     mode: Literal["reverse", "forward"] = "reverse"
+    outbound: Outbound = field(default_factory=Outbound)  # the way to upstreams
     hosts: tuple[str, ...] = ()  # model hosts besides the known ones; forward mode
     certificate: tuple[Path, Path] | None = None  # certificate and key of the recorder itself, PEM
     public_hosts: tuple[str, ...] = ()
@@ -78,6 +81,29 @@ class Service:
     def off_loopback(self) -> bool:
         """Whether others than this machine can connect."""
         return self.listen[0] not in LOOPBACK
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether an upstream has to be verified."""
+        return self.mode == "forward" or any(upstream.scheme == "https" for upstream in self.routes.all)
+
+    def proxies(self) -> tuple[str, ...]:
+        """Variables that name a proxy on the way to an upstream. OutboundError where it cannot be used.
+
+        ListenError where it is this recorder itself.
+        """
+        if self.mode == "forward":
+            self.outbound.check()
+            found: list[object] = list(self.outbound.proxies.values())
+        else:
+            found = [self.outbound.find(each.scheme, each.host, each.port) for each in self.routes.all]
+        proxies = [proxy for proxy in found if isinstance(proxy, OutboundProxy)]
+        for proxy in proxies:
+            if proxy.port == self.listen[1] and proxy.host in {*LOOPBACK, self.listen[0], *self.public_hosts}:
+                raise ListenError(
+                    f"{proxy.variable} names this very recorder: start it without, or with --no-upstream-proxy"
+                )
+        return tuple(dict.fromkeys(proxy.variable for proxy in proxies))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,17 +172,17 @@ class _Watch:
 
     def gauges(self) -> Gauges:
         return Gauges(
-            recording=self._journals.fault is None,
+            recording=self._journals.trouble is None,
             paused=self._paused,
             queue_bytes=self._journals.waiting_bytes,
             journal_bytes=self._journal_bytes,
             disk_free_bytes=self._disk_free_bytes,
             gaps=self._journals.gap_kinds,
+            overfull=self._journals.overfull,
         )
 
     def health(self) -> str | None:
-        # The journal's own sentence names a path: nothing for whoever may ask.
-        return None if self._journals.fault is None else "the store cannot be written; relaying goes on unrecorded"
+        return self._journals.trouble
 
     def close(self) -> None:
         self._stop.set()
@@ -170,8 +196,11 @@ class _Watch:
     def _look(self) -> None:
         self._paused = is_paused(self._store.path)
         if self._looks % _SIZE_LOOKS == 0:
-            journals = self._store.path.glob("journal-*")
-            self._journal_bytes = sum(file.stat().st_size for file in journals if file.suffix != ".lock")
+            size = 0
+            for file in self._store.path.glob("journal-*"):
+                with contextlib.suppress(FileNotFoundError):  # other recorders' files come and go
+                    size += file.stat().st_size if file.suffix != ".lock" else 0
+            self._journal_bytes = size
             self._disk_free_bytes = shutil.disk_usage(self._store.path).free
         self._looks += 1
         try:
@@ -188,13 +217,19 @@ class _Watch:
 def serve(
     service: Service, *, store: Store, on_ready: Callable[[str], None], on_fault: Callable[[str], None]
 ) -> Served:
-    """Relay and record until SIGTERM or SIGINT (or until stdin ends). ListenError where the address is not to be had.
+    """Relay and record until SIGTERM, SIGINT or SIGHUP (or until stdin ends).
+
+    ListenError where the address is not to be had.
 
     `on_ready` gets the base or proxy URL once connections are accepted. A second signal stops without waiting for
-    streams. PeopleError where the store's tokens cannot be read.
+    streams. PeopleError where the store's tokens cannot be read, AuthorityError where its certificate authority
+    cannot, OutboundError where the user's proxy is of no use.
     """
     own = _own_certificate(service)
+    proxies = service.proxies()
     authority = prepare_ca(store.path / "ca") if service.mode == "forward" else None
+    roots = authority.roots_pem if authority is not None else write_roots(store.path) if service.uses_tls else None
+    handshake = Handshake(own, load_store(authority) if authority is not None else None)
     # The writer's thread gives way at once to the thread that relays; the default is 5 ms.
     sys.setswitchinterval(0.001)
     journals = open_journals(
@@ -203,12 +238,13 @@ def serve(
         on_fault=on_fault,
         upstreams=service.routes.describe(),
         label=service.label,
+        **({"outbound_proxy": ",".join(proxies)} if proxies else {}),
         **dict(service.notes),
     )
     try:
         watch = _Watch(store, journals)
         try:
-            asyncio.run(_serve(service, journals, watch, own, authority, on_ready))
+            asyncio.run(_serve(service, journals, watch, handshake, roots, on_ready))
         finally:
             watch.close()
     finally:
@@ -237,11 +273,12 @@ async def _serve(
     service: Service,
     journals: Journals,
     watch: _Watch,
-    own: CertStoreEntry | None,
-    authority: Authority | None,
+    handshake: Handshake,
+    roots: Path | None,
     on_ready: Callable[[str], None],
 ) -> None:
     correct()
+    dial_by(Dialler(service.outbound, tls_context))
     last_error = _LastError()
     logging.getLogger().addHandler(last_error)
     logging.getLogger().setLevel(logging.ERROR)
@@ -259,8 +296,7 @@ async def _serve(
         require_token=service.require_token or service.off_loopback,
     )
     recorder = Recorder(journals, counters)
-    ready = _Ready(master, proxyserver, on_ready, "https" if own is not None else "http")
-    handshake = Handshake(own, load_store(authority) if authority is not None else None)
+    ready = _Ready(master, proxyserver, on_ready, "https" if service.certificate is not None else "http")
     door = _door(service, gate, counters, proxyserver)
     # Not by addons.remove(): that runs the `done` of addons that never ran.
     master.addons.lookup = {name: master.addons.lookup[name] for name in _KEPT_ADDONS}
@@ -276,9 +312,7 @@ async def _serve(
         keep_host_header=True,  # the door sets it, after a look at what the agent sent
         validate_inbound_headers=False,  # what a direct connection would have let through passes here too
         tcp_timeout=service.idle_timeout_s,
-        ssl_verify_upstream_trusted_ca=(
-            str(authority.roots_pem) if authority is not None else os.environ.get("SSL_CERT_FILE") or None
-        ),
+        ssl_verify_upstream_trusted_ca=None if roots is None else str(roots),
         confdir=str(Path(tempfile.gettempdir()) / f"agentdyno-never-made-{os.getpid()}"),
     )
     stopping = asyncio.Event()
@@ -289,8 +323,9 @@ async def _serve(
         stopping.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` asks to live on when the terminal closes
+            loop.add_signal_handler(number, stop)
     if service.stop_with_stdin:
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
     ending = asyncio.create_task(_end(stopping, proxyserver, recorder, master, service.grace_s))

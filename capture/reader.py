@@ -9,28 +9,28 @@ import sqlite3
 import struct
 import tempfile
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
-import zstandard
-
-from capture.convert import converted
+from capture.batches import fill_streams
+from capture.convert import CONVERTERS, converted
 from capture.exchange import Exchange, Gap, Read, SocketMessage
-from capture.layout import BODY, FROM_AGENT, SCHEMA, SELECT_EXCHANGES, decode_times, exchange_crc, reads_crc
-from capture.parts import Pack, decode_runs
-from capture.secret import SeenSecret
+from capture.layout import BODY, FROM_AGENT, SCHEMA, SELECT_EXCHANGES, exchange_crc, is_exchange
+from capture.parts import Pack, PartReader, decode_runs
+from capture.secret import SecretKind, SeenSecret
 from capture.tombstone import hidden_numbers
 from capture.wal import lost_wal_bytes
 
-_CACHE_BYTES = 256 << 20
 _MISSES_AT_END = 2000  # in a damaged file: rows missing in a row before the table counts as over
-_UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, IndexError, struct.error, zstandard.ZstdError)
+_UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, IndexError, RecursionError)
 _SELECT_BATCH = "SELECT exchange, kind, start_ns, times, data, crc FROM reads"
+_GAP = (int | None, int, str, int | None)
+_MOVE = (int, int, int, int | None)
 _OWN_KINDS = frozenset({"paused", "excluded"})  # marks of what was never meant to be written: nothing is lost
 
 type Row = tuple[Any, ...]
@@ -46,12 +46,21 @@ class Tally:
     skipped: int = 0  # requests that were not written on purpose: paused, or of an excluded repository
 
 
+class _Unread(ValueError):
+    """Nothing is wrong with the file itself."""
+
+
 class JournalReader:
-    """Reads one journal; `problems` holds one sentence once something of it turned out to be lost."""
+    """Reads one journal; `problems` holds one sentence once something of it turned out to be lost.
+
+    `withheld` says why the file was not read although it may be whole: no right to, no room for a copy, a newer schema.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[str] = []
+        self.withheld: str | None = None
+        self.schema: int | None = None
         self.state = writer_state(path)
         self.meta: dict[str, str] = {}
         self._damage: str | None = None
@@ -59,21 +68,16 @@ class JournalReader:
         self._lost = 0
         self._partly = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._packs: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._pack_bytes = 0
+        self._parts = PartReader(self._pack)
         self.hidden: frozenset[int] = frozenset()
         # Filled by `stored` (rows as `layout` has them).
         self.gaps: defaultdict[int | None, list[Gap]] = defaultdict(list)
         self.erased: list[tuple[int, int]] = []
         self.clock: list[tuple[int, int, int, int | None]] = []
+        self._wall_anchor_us = 0
         self._header_parts: dict[int, tuple[str, str]] = {}
         self._database: sqlite3.Connection | None = None
-        try:
-            self._open()
-        except ValueError as fault:
-            self._say(f"{path}: {fault}")
-        except OSError as fault:
-            self._say(f"{path}: cannot be read ({fault.strerror or fault})")
+        self._attempt(self._open)
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +114,9 @@ class JournalReader:
                     last = row[0]
                     if row[0] not in self.hidden:
                         yield row, own
-                self._lost += self._missing(last + 1, int(self.meta.get("exchanges", last)))
+                self._lost += self._missing(last + 1, self.number("exchanges", last))
             except sqlite3.DatabaseError as fault:
-                self._salvage(str(fault))
+                self._attempt(self._salvage, str(fault))
         if self._salvaged:
             yield from self._salvaged_rows(last)
 
@@ -123,10 +127,11 @@ class JournalReader:
         try:
             rows = self._database.execute("SELECT digest, length, kind FROM secrets").fetchall()
         except sqlite3.DatabaseError as fault:
-            self._salvage(str(fault))
+            self._attempt(self._salvage, str(fault))
             return
         for digest, length, kind in rows:
-            yield SeenSecret(length=length, digest=digest, kind=kind)
+            if isinstance(digest, bytes) and isinstance(length, int) and isinstance(kind, str):
+                yield SeenSecret(length=length, digest=digest, kind=cast("SecretKind", kind))
 
     def tally(self) -> Tally:
         """Counts for a summary; zero where the file does not open."""
@@ -144,10 +149,41 @@ class JournalReader:
         shown = tuple((method, path, status) for number, method, path, status in rows if number not in self.hidden)
         return Tally(exchanges=shown, gaps=lost, skipped=skipped)
 
+    def number(self, name: str, default: int) -> int:
+        """A number out of `meta`; the default where it is missing, or damaged."""
+        try:
+            return int(self.meta.get(name, default))
+        except ValueError:
+            self._damage = self._damage or f"what it tells of itself is damaged ({name})"
+            return default
+
+    def part(self, number: int) -> bytes:
+        """One part of the pool; ValueError, KeyError or IndexError where it is damaged or missing."""
+        return self._parts.part(number)
+
     # Opening.
 
+    def _attempt[**P](self, step: Callable[P, object], *given: P.args, **named: P.kwargs) -> None:
+        """Say what is in the way of a step, which then has left nothing to read."""
+        try:
+            step(*given, **named)
+            return
+        except (_Unread, OSError) as fault:
+            reason = str(fault) if isinstance(fault, _Unread) else f"cannot be read ({fault.strerror or fault})"
+            self.withheld = f"{self.path}: {reason}"
+            self._say(self.withheld)
+        except ValueError as fault:
+            self._say(f"{self.path}: {fault}")
+        self._salvaged = False
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
     def _open(self) -> None:
-        self.hidden = hidden_numbers(self.path)
+        try:
+            self.hidden = hidden_numbers(self.path)
+        except ValueError as fault:
+            raise _Unread(str(fault)) from fault
         head = b""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             head = file.read(100)
@@ -176,11 +212,17 @@ class JournalReader:
         except sqlite3.DatabaseError as fault:
             self._salvage(str(fault))
             self._convert()
+        self._wall_anchor_us = self.number("wall_anchor_us", 0)
 
     def _read_meta(self) -> None:
         assert self._database is not None
-        tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        self.meta = dict(self._database.execute("SELECT name, value FROM meta").fetchall()) if tables else {}
+        tables, others = self._database.execute(
+            "SELECT count(*), sum(type != 'table' AND sql IS NOT NULL) FROM sqlite_master"
+        ).fetchone()
+        if others:  # a view could be read without end
+            raise ValueError("it holds more than tables, so no recorder wrote it")
+        told = self._database.execute("SELECT name, value FROM meta").fetchall() if tables else []
+        self.meta = {name: value for name, value in told if isinstance(name, str) and isinstance(value, str)}
         if not tables:  # killed while it made its tables
             self._database.close()
             self._database = None
@@ -188,11 +230,11 @@ class JournalReader:
     def _convert(self) -> None:
         if self._database is None:
             return
-        schema = int(self.meta.get("schema", SCHEMA))
+        schema = self.schema = self.number("schema", SCHEMA)
         if schema > SCHEMA:
-            self._database.close()
-            self._database = None
-            raise ValueError(f"it has schema {schema}, this agentdyno reads up to {SCHEMA}: install a newer one")
+            raise _Unread(f"it has schema {schema}, this agentdyno reads up to {SCHEMA}: install a newer one")
+        if schema < min(CONVERTERS):
+            raise ValueError(f"it has schema {schema}, which no recorder wrote")
         if schema < SCHEMA:
             copy = converted(self._database, schema)
             self._database.close()
@@ -237,7 +279,8 @@ class JournalReader:
     def _salvaged_rows(self, last: int) -> Iterator[tuple[Row, list[Row]]]:
         reads: defaultdict[int, list[Row]] = defaultdict(list)
         for row in self._rows_one_by_one("reads", _SELECT_BATCH, 0):
-            reads[row[0]].append(row)
+            if isinstance(row[0], int):
+                reads[row[0]].append(row)
         self._read_sides()
         expected = last + 1
         for row in self._rows_one_by_one("exchanges", SELECT_EXCHANGES, last):
@@ -246,8 +289,7 @@ class JournalReader:
             expected = row[0] + 1
             if row[0] not in self.hidden:
                 yield row, batches
-        known = int(self.meta.get("exchanges", 0))
-        self._lost += self._missing(expected, max(known, 0, *reads))
+        self._lost += self._missing(expected, max(self.number("exchanges", 0), 0, *reads))
 
     def _rows_one_by_one(self, table: str, select: str, last: int) -> Iterator[Row]:
         assert self._database is not None
@@ -289,10 +331,10 @@ class JournalReader:
         self.gaps.clear()
         self.erased.clear()
         self.clock.clear()
-        for query, keep in (
-            ("SELECT exchange, at_ns, kind, lost_bytes FROM gaps", self._keep_gaps),
-            ("SELECT first, last FROM erased ORDER BY first", self.erased.extend),
-            ("SELECT since_ns, at_ns, offset_us, suspended_us FROM clock ORDER BY since_ns", self.clock.extend),
+        for query, types, keep in (
+            ("SELECT exchange, at_ns, kind, lost_bytes FROM gaps", _GAP, self._keep_gaps),
+            ("SELECT first, last FROM erased ORDER BY first", (int, int), self.erased.extend),
+            ("SELECT since_ns, at_ns, offset_us, suspended_us FROM clock ORDER BY since_ns", _MOVE, self.clock.extend),
         ):
             try:
                 rows = self._database.execute(query).fetchall()
@@ -300,7 +342,10 @@ class JournalReader:
                 if not self._salvaged:
                     raise
             else:
-                keep(rows)
+                right = [row for row in rows if all(map(isinstance, row, types))]
+                if len(right) < len(rows):
+                    self._damage = self._damage or "some of its marks are damaged"
+                keep(right)
 
     def _keep_gaps(self, rows: list[Row]) -> None:
         for number, at_ns, kind, lost in rows:
@@ -325,7 +370,7 @@ class JournalReader:
          crc) = row  # fmt: skip
         own = list(self.gaps.get(number, ()))
         whole = True
-        if crc is not None and crc != exchange_crc(row[:-1]):
+        if not is_exchange(row) or crc not in (None, exchange_crc(row[:-1])):
             self._lost += 1
             return None
         try:
@@ -335,15 +380,14 @@ class JournalReader:
             self._lost += 1
             return None
         try:
-            body = b"".join(self.part(part) for part in decode_runs(recipe)) if recipe else b""
-            if request_bytes is not None and len(body) != (request_bytes if decoded_bytes is None else decoded_bytes):
-                raise ValueError("the body has another length than was written")
+            size = (request_bytes if decoded_bytes is None else decoded_bytes) or 0
+            body = self._parts.body(recipe, size) if recipe or size else b""
         except _UNREADABLE:
             body, whole = b"", False
             own.append(Gap(at_ns=t_sent or t_send, kind="disk", lost_bytes=request_bytes))
         streams: dict[int, list[Read]] = {}
         try:
-            self._read_streams(batches, streams)
+            fill_streams(batches, streams)
         except _UNREADABLE:
             whole = False
             own.append(Gap(at_ns=t_end or t_headers or t_send, kind="disk", lost_bytes=None))
@@ -365,7 +409,7 @@ class JournalReader:
         return Exchange(
             exchange_id=f"{journal}-{number}",
             connection_id=f"{journal}-{connection}",
-            wall_anchor_us=int(self.meta.get("wall_anchor_us", 0)),
+            wall_anchor_us=self._wall_anchor_us,
             method=method,
             host=host,
             path=path,
@@ -389,28 +433,9 @@ class JournalReader:
             request_bytes=request_bytes,
             wall_offset_us=self._offset_us(t_send),
             wall_offset_end_us=None if t_end is None else self._offset_us(t_end),
+            agent=self.meta.get("agent"),
+            agent_version=self.meta.get("agent_version"),
         )
-
-    @staticmethod
-    def _read_streams(batches: list[Row], streams: dict[int, list[Read]]) -> None:
-        """Fill `streams` as far as the batches can be read; what was read before a fault stays in it."""
-        decoders: dict[int, zstandard.ZstdDecompressionObj] = {}
-        for exchange, kind, start_ns, times, data, crc in batches:
-            decoder = decoders.get(kind)
-            if decoder is None:
-                decoder = decoders[kind] = zstandard.ZstdDecompressor().decompressobj()
-            joined = decoder.decompress(data)
-            steps, sizes = decode_times(times)
-            if crc is not None and crc != reads_crc(exchange, kind, start_ns, times, joined):
-                raise ValueError("a batch of reads is not what was written")
-            if sum(sizes) != len(joined):
-                raise ValueError("a batch of reads has another length than was written")
-            at, at_ns = 0, start_ns
-            found = streams.setdefault(kind, [])
-            for step, size in zip(steps, sizes, strict=True):
-                at_ns += step
-                found.append(Read(at_ns=at_ns, data=joined[at : at + size]))
-                at += size
 
     def _headers(self, recipe: bytes) -> tuple[tuple[str, str], ...]:
         headers = []
@@ -418,37 +443,26 @@ class JournalReader:
             pair = self._header_parts.get(number)
             if pair is None:
                 name, value = json.loads(self.part(number))
+                if not isinstance(name, str) or not isinstance(value, str):
+                    raise ValueError("a header is no text")
                 pair = self._header_parts[number] = (name, value)
             headers.append(pair)
         return tuple(headers)
 
-    def part(self, number: int) -> bytes:
-        """One part of the pool; ValueError or KeyError where it is damaged or missing."""
+    def _pack(self, number: int) -> Pack | None:
         assert self._database is not None
-        for first, parts in reversed(self._packs.items()):
-            if first <= number < first + len(parts):
-                return parts[number - first]
         try:
             row = self._database.execute(
                 "SELECT first_part, sizes, digests, data FROM packs WHERE first_part <= ? "
                 "ORDER BY first_part DESC LIMIT 1",
                 (number,),
             ).fetchone()
-        except sqlite3.DatabaseError as fault:
+        except (sqlite3.DatabaseError, OverflowError) as fault:
             raise ValueError(f"part {number} cannot be read ({fault})") from fault
-        if row is None:
-            raise KeyError(f"part {number} is missing")
-        parts = Pack(first_part=row[0], sizes=row[1], digests=row[2], data=row[3]).unpack()
-        self._packs[row[0]] = parts
-        self._pack_bytes += sum(map(len, parts))
-        while self._pack_bytes > _CACHE_BYTES and len(self._packs) > 1:
-            _, old = self._packs.popitem(last=False)
-            self._pack_bytes -= sum(map(len, old))
-        part: bytes = parts[number - int(row[0])]
-        return part
+        return None if row is None else Pack(first_part=row[0], sizes=row[1], digests=row[2], data=row[3])
 
     def _report(self) -> None:
-        if self._damage is None and not self._lost and not self._partly:
+        if self._database is None or (self._damage is None and not self._lost and not self._partly):
             return
         lost = f"{self._lost} exchanges are lost" if self._lost else "whatever came after the damage is lost"
         partly = f", {self._partly} are incomplete" if self._partly else ""

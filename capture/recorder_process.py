@@ -23,7 +23,9 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from capture.atomic import write_atomically
 from capture.bare_relay import BareRelay
+from capture.outbound import Outbound
 from capture.store import Store
 from capture.upstream import Routes
 
@@ -47,6 +49,7 @@ class RecorderProcess:
     store: Store
     label: str
     work: Path  # a private folder
+    private_routes: Sequence[str] = ()  # of `capture serve`, handed over by a file: they may hold keys
     notes: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
     restarts: int = 0
@@ -91,12 +94,15 @@ class RecorderProcess:
     def _start(self, listen: str) -> str:
         ready = self.work / "ready"
         ready.unlink(missing_ok=True)
+        routes = self.work / "routes"
+        write_atomically(routes, "\n".join(self.private_routes).encode(), mode=0o600)
         with (self.work / "recorder.log").open("ab") as log:
             process = self._process = subprocess.Popen(
                 [
                     # -P: the agent's folder may hold modules of our names.
                     *(sys.executable, "-P", "-c", "from capture.command import capture; capture()", "serve"),
                     *self.options,
+                    *("--routes-file", str(routes)),
                     *("--listen", listen, "--store", str(self.store.path), "--ready-file", str(ready)),
                     *("--label", self.label, "--stop-with-stdin"),
                     *(word for name, value in self.notes.items() for word in ("--note", f"{name}={value}")),
@@ -184,7 +190,7 @@ class RecorderProcess:
 
     def _fall_back(self) -> None:
         where = urlsplit(self.url)
-        relay = BareRelay(routes=self.routes)
+        relay = BareRelay(routes=self.routes, outbound=Outbound.of(os.environ))
         assert where.hostname is not None
         assert where.port is not None
         try:

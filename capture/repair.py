@@ -47,13 +47,15 @@ def _is_alive(process_id: int) -> bool:
 
 
 def repair(store: Store, journal: Path) -> Repaired | None:
-    """Repair one journal; None if it is whole. RepairFault while a recorder writes it or where the disk refuses."""
+    """Repair one journal; None if it is whole, or a recorder writes it. RepairFault where it cannot be looked at."""
     try:
         with JournalReader(journal) as reader:
             if reader.state == "live":
                 return None
             whole = sum(1 for _ in reader.exchanges())
             problems = list(reader.problems)
+            if reader.withheld is not None:
+                raise RepairFault(f"{reader.withheld}; it is left as it is")
         if not problems:
             return None
         with rewriting(store.path) as alone:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
+from capture.batches import unpack_batches
 from capture.layout import (
     BALLAST,
     EXCHANGE_COLUMNS,
@@ -25,9 +23,8 @@ from capture.layout import (
     INSERT_SECRET,
     SCHEMA,
     TABLES,
-    decode_times,
     exchange_crc,
-    reads_crc,
+    is_exchange,
 )
 from capture.parts import PartPool, decode_runs, encode_runs
 from capture.reader import JournalReader, Row
@@ -35,7 +32,7 @@ from capture.reader import JournalReader, Row
 DRAFT = ".draft-"
 """Begins the names of folders in a store in which a journal is written anew."""
 _LOCK = ".erase.lock"
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, struct.error, zstandard.ZstdError)
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError)
 _AT = {name: index for index, name in enumerate(EXCHANGE_COLUMNS)}
 _COMMIT_EVERY = 200
 
@@ -49,12 +46,12 @@ class Copied:
 
 
 @contextmanager
-def rewriting(store_path: Path) -> Iterator[bool]:
-    """Be the only process that writes journals of this store anew; False where another one does."""
+def rewriting(store_path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Be the only process that writes journals of this store anew; without a wait False where another one does."""
     descriptor = os.open(store_path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
@@ -99,7 +96,7 @@ class _Copy:
         database, reader = self._database, self._reader
         database.execute("BEGIN")
         kept: set[int] = set()
-        last = int(reader.meta.get("exchanges", 0))
+        last = reader.number("exchanges", 0)
         for row, batches in reader.stored():
             last = max(last, row[0])
             if row[0] in self._drop:
@@ -113,7 +110,7 @@ class _Copy:
             if number is None or number in kept:
                 database.executemany(INSERT_GAP, [(number, gap.at_ns, gap.kind, gap.lost_bytes) for gap in gaps])
         database.executemany(INSERT_CLOCK, reader.clock)
-        database.executemany(INSERT_ERASED, _runs(set(range(1, last + 1)) - kept))
+        database.executemany(INSERT_ERASED, _holes(kept, last))
         for secret in reader.secrets():
             database.execute(INSERT_SECRET, (secret.digest, secret.length, secret.kind))
         told = {**reader.meta, "schema": str(SCHEMA), **meta}
@@ -123,7 +120,7 @@ class _Copy:
 
     def _exchange(self, row: Row, batches: list[Row]) -> bool:
         values = list(row)
-        if row[_AT["crc"]] is not None and row[_AT["crc"]] != exchange_crc(row[:-1]):
+        if not is_exchange(row) or row[_AT["crc"]] not in (None, exchange_crc(row[:-1])):
             return False
         try:
             for name in ("request_headers", "response_headers"):
@@ -141,21 +138,13 @@ class _Copy:
             cut = True
         values[-1] = exchange_crc(values[:-1])
         self._database.execute(INSERT_EXCHANGE, values)
-        decoders: dict[int, Callable[[bytes], bytes]] = {}
-        for exchange, kind, start_ns, times, data, crc in batches:
-            try:
-                if kind not in decoders:
-                    decoders[kind] = zstandard.ZstdDecompressor().decompressobj().decompress
-                joined = decoders[kind](data)
-                right = reads_crc(exchange, kind, start_ns, times, joined)
-                if sum(decode_times(times)[1]) != len(joined) or crc not in (None, right):
-                    raise ValueError("a batch of reads is not what was written")
-            except _UNREADABLE:
-                at_ns = row[_AT["t_end_ns"]] or row[_AT["t_headers_ns"]] or row[_AT["t_send_ns"]]
-                self._database.execute(INSERT_GAP, (row[0], at_ns, "disk", None))
-                cut = True
-                break
-            self._database.execute(INSERT_READS, (exchange, kind, start_ns, times, data, right))
+        try:
+            for batch, unpacked in zip(batches, unpack_batches(batches), strict=True):
+                self._database.execute(INSERT_READS, (*batch[:-1], unpacked.crc))
+        except ValueError:
+            at_ns = row[_AT["t_end_ns"]] or row[_AT["t_headers_ns"]] or row[_AT["t_send_ns"]]
+            self._database.execute(INSERT_GAP, (row[0], at_ns, "disk", None))
+            cut = True
         self._cut += cut
         return True
 
@@ -176,11 +165,10 @@ class _Copy:
         )
 
 
-def _runs(numbers: set[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return runs
+def _holes(kept: set[int], last: int) -> Iterator[tuple[int, int]]:
+    """Runs of the numbers up to `last` that are not kept."""
+    expected = 1
+    for number in (*sorted(kept), last + 1):
+        if expected < number:
+            yield expected, number - 1
+        expected = number + 1

@@ -89,6 +89,22 @@ class Journals:
         faults = [self._done_fault, *(journal.fault for journal in self._open())]
         return next((fault for fault in faults if fault is not None), None)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why what passes now is not written, or not all of it; names no path. A pause is no trouble."""
+        if self.fault is not None:
+            return "the store cannot be written; relaying goes on unrecorded"
+        if self._current.list_unreadable:
+            return "the list of what is excluded cannot be read, and until then nothing is written"
+        if self._current.overflowing:
+            return "the disk does not keep up; what it does not take is lost, and marked"
+        return None
+
+    @property
+    def overfull(self) -> bool:
+        """Whether the journal is larger than one should be, and the next one cannot be begun."""
+        return self._tried_s > 0
+
     def close(self, *, wait_s: float = 10.0) -> None:
         """Write what waits and close every journal."""
         deadline = time.monotonic() + wait_s

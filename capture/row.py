@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from capture.layout import encode_times, exchange_crc, reads_crc
 
 # A window of 256 KiB holds what a stream repeats (its event frames) and keeps 64 open streams small in memory.
 _STREAM = zstandard.ZstdCompressionParameters.from_level(3, window_log=18, write_content_size=False)
+type Reads = tuple[list[int], list[bytes]]  # when, monotonic ns, and what
 _BATCH_BYTES = 4 << 20  # reads of one commit that are joined and compressed at once
 
 
@@ -61,7 +63,7 @@ class Row:
     outcome: Outcome | None = None
     error: str | None = None
     changed: bool = True
-    reads: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
+    reads: dict[int, Reads] = field(default_factory=dict)
     streams: dict[int, _Stream] = field(default_factory=dict)
 
     def values(self) -> tuple[object, ...]:
@@ -74,15 +76,24 @@ class Row:
         )  # fmt: skip
         return (*values, exchange_crc(values))
 
+    def read(self, kind: int, at_ns: int, data: bytes) -> None:
+        """Take one read."""
+        reads = self.reads.get(kind)
+        if reads is None:
+            reads = self.reads[kind] = ([], [])
+        reads[0].append(at_ns)
+        reads[1].append(data)
+
     def batches(self, contexts: Contexts) -> Iterator[tuple[object, ...]]:
         """Rows of `reads` for what came since the last commit."""
         ended = self.outcome is not None
-        for kind, reads in self.reads.items():
-            pieces = list(_split(reads))
-            for part in pieces:
-                joined = b"".join([data for _, data in part])
+        for kind, (all_times, all_data) in self.reads.items():
+            sizes = list(map(len, all_data))
+            cuts = _cuts(sizes)
+            for start, stop in itertools.pairwise(cuts):
+                joined = b"".join(all_data[start:stop])
                 stream = self.streams.get(kind)
-                if stream is None and ended and len(pieces) == 1:
+                if stream is None and ended and len(cuts) == 2:
                     context = contexts.take()
                     data = context.compress(joined)
                     contexts.give(context)
@@ -91,7 +102,7 @@ class Row:
                         context = contexts.take()
                         stream = self.streams[kind] = _Stream(context, context.compressobj())
                     data = stream.writer.compress(joined) + stream.writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-                times, start_ns = encode_times(part), part[0][0]
+                times, start_ns = encode_times(all_times[start:stop], sizes[start:stop]), all_times[start]
                 yield self.number, kind, start_ns, times, data, reads_crc(self.number, kind, start_ns, times, joined)
         self.reads.clear()
         if ended:
@@ -101,17 +112,14 @@ class Row:
             self.streams.clear()
 
 
-def _split(reads: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    if sum([len(data) for _, data in reads]) <= _BATCH_BYTES:
-        yield reads
-        return
-    part: list[tuple[int, bytes]] = []
-    size = 0
-    for read in reads:
-        part.append(read)
-        size += len(read[1])
+def _cuts(sizes: list[int]) -> list[int]:
+    """Where to cut reads into batches: 0, and the end of each."""
+    if sum(sizes) <= _BATCH_BYTES:
+        return [0, len(sizes)]
+    cuts, size = [0], 0
+    for index, own in enumerate(sizes, 1):
+        size += own
         if size >= _BATCH_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+            cuts.append(index)
+            size = 0
+    return cuts if cuts[-1] == len(sizes) else [*cuts, len(sizes)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from capture.agents.agent import Agent
 from capture.call import ModelCall
 from capture.exchange import Exchange
+from capture.otlp import is_telemetry
 from capture.reader import JournalReader
 from capture.store import Store
 
@@ -18,7 +19,11 @@ _READ_S = 5.0  # longer than this nobody waits for a summary
 _LONG_NS = 1_500_000_000  # a stream that took this long and had its content within a twentieth of it was held back
 _MANY_EVENTS = 20
 _JUMP_US = 2_000_000
-_OTLP_HOST = "agentdyno.otlp"
+
+_FORWARD_ADVICE = (
+    "does it heed HTTPS_PROXY (Node.js before 22.21 does not by itself), and is its model host a known one? "
+    "`--host HOST` adds one, and `--mode reverse` needs no proxy"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +40,16 @@ class RunSummary:
 
 
 def summarise(
-    store: Store, label: str, agent: Agent, *, since_ns: int, restarts: int = 0, relayed: int | None = None
+    store: Store, label: str, agent: Agent, *, before: Collection[Path], restarts: int = 0, relayed: int | None = None
 ) -> RunSummary:
-    """Look at the journals that carry a label, begun no earlier than `since_ns` (nanoseconds since 1970)."""
+    """Look at the journals that carry a label; none of those that were there `before` does."""
     look = Look(agent)
-    journals = list(_journals(store, label, since_ns))
+    journals = list(_journals(store, label, before))
     deadline = time.monotonic() + _READ_S
     whole = True
     for path in journals:
         with JournalReader(path) as reader:
+            look.forward = reader.meta.get("launch_mode") == "forward"
             tally = reader.tally()
             look.gaps += tally.gaps
             look.skipped += tally.skipped
@@ -60,13 +66,9 @@ def summarise(
     )
 
 
-def _journals(store: Store, label: str, since_ns: int) -> Iterator[Path]:
-    for path in store.journals():
-        try:
-            if path.stat().st_mtime_ns < since_ns - 1_000_000_000:
-                continue  # of a store with thousands of journals only the last few are opened
-        except OSError:
-            continue
+def _journals(store: Store, label: str, before: Collection[Path]) -> Iterator[Path]:
+    # Of a store with thousands of journals only the last few are opened. By name: the clock may be set meanwhile.
+    for path in sorted({*store.journals()}.difference(before)):
         with JournalReader(path) as reader:
             if reader.meta.get("label") == label:
                 yield path
@@ -91,6 +93,7 @@ class Look:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.forward = False
         self.exchanges = self.gaps = self.skipped = 0
         self.problems: list[str] = []
         self._calls: list[ModelCall] = []
@@ -104,7 +107,7 @@ class Look:
     def take(self, exchange: Exchange) -> None:
         from capture.dialect import read_calls, why_unread
 
-        if exchange.host == _OTLP_HOST:
+        if is_telemetry(exchange):
             self._telemetry += 1
             return
         self.exchanges += 1
@@ -123,7 +126,7 @@ class Look:
 
         models = Counter(call.model for call in self._calls)
         apis = Counter(call.api for call in self._calls)
-        names = ", ".join(f"{name} {number}" for name, number in models.most_common(4))
+        names = ", ".join(f"{name or 'no model named'} {number}" for name, number in models.most_common(4))
         sessions = f" in {count(len(assemble(self._calls, store.key)), 'session')}" if self._calls else ""
         by = f" ({names}; {', '.join(apis)})" if self._calls else ""
         part = "" if whole else " among the first of a long recording"
@@ -168,10 +171,11 @@ class Look:
         return found
 
     def _no_calls(self) -> str:
+        advice = _FORWARD_ADVICE if self.forward else self.agent.advice
         listed = [path for path in self._paths if path.endswith("/models")]
         if listed:
-            return f"only a list of models was asked for, no model call came: {self.agent.advice}"
-        return f"no model call passed the recorder: {self.agent.advice}"
+            return f"only a list of models was asked for, no model call came: {advice}"
+        return f"no model call passed the recorder: {advice}"
 
     def _lacks_tool_times(self) -> bool:
         if not self.agent.declares_tool_times or self._telemetry:

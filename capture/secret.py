@@ -129,8 +129,13 @@ class SecretFilter:
     def path(self, path: str) -> str:
         """A request target as it may be written: key-like parameters and key-shaped segments replaced."""
         head, *rest = re.split(r"([?#&;])", self.host(path) if "://" in path else path)
-        pairs = zip(rest[::2], rest[1::2], strict=True)
-        return self._by_shape(head, "path") + "".join(mark + self._parameter(field) for mark, field in pairs)
+        fields: list[str] = []
+        for mark, field in zip(rest[::2], rest[1::2], strict=True):
+            if fields and mark in "?;" and _is_secret_parameter(fields[-1][1:]):
+                fields[-1] += mark + field  # both may stand in a value
+            else:
+                fields.append(mark + field)
+        return self._by_shape(head, "path") + "".join(field[0] + self._parameter(field[1:]) for field in fields)
 
     def _protocol(self, name: str) -> str:
         if not name or _PROTOCOL.fullmatch(name):
@@ -147,10 +152,10 @@ class SecretFilter:
         name, equals, value = field.partition("=")
         if not equals or not value:
             return self._by_shape(field, "query")
-        plain = unquote_plus(name)
-        if is_secret_name(plain) or plain.lower() in _SECRET_PARAMETERS:
-            self.remember(value, "query")
-            self.remember(unquote_plus(value), "query")
+        if _is_secret_parameter(field):
+            for part in {value, re.split(r"[?;]", value, maxsplit=1)[0]}:
+                self.remember(part, "query")
+                self.remember(unquote_plus(part), "query")
             return f"{name}={REDACTED}"
         return f"{name}={self._by_shape(value, 'query')}"
 
@@ -164,13 +169,13 @@ class SecretFilter:
     def _remember_header(self, name: str, value: str) -> None:
         if name == "cookie":
             for pair in value.split(";"):
-                self.remember(pair.partition("=")[2].strip(), "cookie")
+                self.remember(pair.partition("=")[2].strip(' "'), "cookie")
             return
         if name == "set-cookie":
-            self.remember(value.partition(";")[0].partition("=")[2].strip(), "cookie")
+            self.remember(value.partition(";")[0].partition("=")[2].strip(' "'), "cookie")
             return
-        scheme, _, rest = value.strip().partition(" ")
-        token = rest.strip() or scheme
+        scheme, rest = (*value.split(maxsplit=1), "", "")[:2]
+        token = rest.rstrip() or scheme
         self.remember(token, "header")
         for field in _FIELD.finditer(rest):
             self.remember(field[1].partition("/")[0], "header")
@@ -197,6 +202,12 @@ class SecretFilter:
             secret = SeenSecret(length=len(data), digest=digest, kind=kind)
             self._seen[digest] = secret
             self._new.append(secret)
+
+
+def _is_secret_parameter(field: str) -> bool:
+    name, equals, _ = field.partition("=")
+    plain = unquote_plus(name)
+    return bool(equals) and (is_secret_name(plain) or plain.lower() in _SECRET_PARAMETERS)
 
 
 def without_secrets(path: str) -> str:

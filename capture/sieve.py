@@ -23,11 +23,13 @@ from capture.whole_body import decode_whole
 _LEARNED_BYTES = 64 << 10  # of a login's answer: enough for every token in it
 _HELD_ITEMS = 256  # of a socket whose agent has not spoken
 _SESSIONS = 256  # of excluded repositories, remembered by id
-# With two digits or more, so that no phrase of a prompt that all sessions share is taken for an id.
+# With two digits or more, so that no phrase of a prompt that all sessions share is taken for an id. Behind the name of
+# an attribute of OTLP stand tags and lengths, or in JSON the object of its value.
 _SESSION_ID = re.compile(
-    rb"""(?:session|thread|conversation|prompt_cache)[\w-]*(?:\\?["'=:_\ ])+
+    rb"""(?:session|thread|conversation|prompt_cache)[\w.-]*
+      (?:(?:\\?["'=:_\ ])+|\x12.\n.|"\s*,\s*"value"\s*:\s*\{\s*"stringValue"\s*:\s*")
       (?=[A-Za-z-]*\d[A-Za-z-]*\d)([0-9A-Za-z-]{16,64})""",
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _SESSION_BYTES = 64 << 10  # at each end of a body: where agents put their ids
 _NUMBERS = 64  # of one session, that may turn out to be excluded
@@ -98,6 +100,8 @@ class Sieve:
             return []
         if isinstance(item, Sent):
             self._decode(item)
+        elif isinstance(item, End):
+            self._encodings.pop(number, None)  # of a request that was never complete
         elif isinstance(item, Send):
             if (encoding := item.header(b"content-encoding")) is not None:
                 self._encodings[number] = encoding

@@ -45,6 +45,7 @@ class Store:
                 raise StoreError(f"{path} holds other things than a store: name a new or empty folder")
             try:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _refuse_anothers(path)
                 _make_key(path)
             except OSError as fault:
                 raise StoreError(f"cannot make a store at {path}: {fault.strerror or fault}") from fault
@@ -59,6 +60,11 @@ class Store:
         if len(key) != KEY_BYTES:
             raise StoreError(f"{path / 'store.key'} is damaged: {len(key)} bytes where {KEY_BYTES} belong")
         return cls(path, key)
+
+    def own(self) -> Store:
+        """Itself, to be changed; StoreError where it is another user's."""
+        _refuse_anothers(self.path)
+        return self
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -110,6 +116,13 @@ class Store:
             ) from fault
 
 
+def _refuse_anothers(folder: Path) -> None:
+    """Whoever made the folder may have prepared it, and could not read what another user leaves in it."""
+    owner = folder.stat().st_uid
+    if owner != os.geteuid():
+        raise StoreError(f"{folder} belongs to user {owner}, not to {os.geteuid()}: run as its owner, or name another")
+
+
 def _foreign(folder: Path) -> bool:
     return any(not entry.name.startswith(".store.key.") for entry in folder.iterdir())
 
@@ -122,8 +135,10 @@ def _make_key(folder: Path) -> None:
     folder.chmod(0o700)
     draft = folder / f".store.key.{os.getpid()}.{os.urandom(4).hex()}"
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(os.urandom(KEY_BYTES))
-    with suppress(FileExistsError):
-        final.hardlink_to(draft)  # unlike a rename, a link never replaces the other's key
-    draft.unlink()
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(KEY_BYTES))
+        with suppress(FileExistsError):
+            final.hardlink_to(draft)  # unlike a rename, a link never replaces the other's key
+    finally:
+        draft.unlink()

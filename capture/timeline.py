@@ -14,6 +14,24 @@ from capture.trajectory import Request, ToolCall, Trajectory
 
 UNKNOWN = "–"
 
+_WIDE = 200
+_SHORT_ID = 12  # digits: every command takes the first ones of an id
+_COLUMNS = (  # heading, to the right, in a narrow terminal too
+    ("session", False, True),
+    ("from", False, False),
+    ("agent", False, True),
+    ("started (UTC)", False, True),
+    ("calls", True, True),
+    ("sub-agents", True, False),
+    ("tools", True, True),
+    ("prompt tokens", True, False),
+    ("answer tokens", True, False),
+    ("model time", True, False),
+    ("tool time", True, False),
+    ("duration", True, True),
+    ("whole", False, False),
+)
+
 
 def seconds(duration_us: int | None) -> str:
     """A duration for a person, from microseconds; a dash where it is unknown."""
@@ -46,27 +64,15 @@ def _started(trajectory: Trajectory) -> str:
 
 
 def print_sessions(trajectories: Sequence[Trajectory], console: Console) -> None:
-    """One line per session."""
+    """One line per session; in a narrow terminal only what tells sessions apart."""
+    narrow = console.is_terminal and console.width < _WIDE
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, right in (
-        ("session", False),
-        ("from", False),
-        ("agent", False),
-        ("started (UTC)", False),
-        ("calls", True),
-        ("sub-agents", True),
-        ("tools", True),
-        ("prompt tokens", True),
-        ("answer tokens", True),
-        ("model time", True),
-        ("tool time", True),
-        ("duration", True),
-        ("whole", False),
-    ):
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for heading, right, always in _COLUMNS:
+        if always or not narrow:
+            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for trajectory in trajectories:
-        table.add_row(
-            trajectory.session_id,
+        cells = (
+            trajectory.session_id[: _SHORT_ID if narrow else None],
             escape(trajectory.source),
             escape(" ".join(filter(None, (trajectory.harness, trajectory.harness_version)))),
             _started(trajectory),
@@ -80,8 +86,10 @@ def print_sessions(trajectories: Sequence[Trajectory], console: Console) -> None
             seconds(trajectory.duration_us),
             "yes" if trajectory.quality.complete else "no",
         )
-    # Ids are there to be copied: a wide table may leave the window, a cut id helps nobody.
-    console.width = max(console.width, 200)
+        table.add_row(*(cell for cell, column in zip(cells, _COLUMNS, strict=True) if column[2] or not narrow))
+    if not narrow:
+        # Ids are there to be copied: a wide table may leave the window, a cut id helps nobody.
+        console.width = max(console.width, _WIDE)
     console.print(table)
 
 

@@ -22,13 +22,13 @@ _OTHER_USES = (
 )
 
 
-def make_certificates(folder: Path) -> tuple[Path, Path]:
-    """A certificate authority of our own, and key and certificate of localhost in one file."""
+def make_certificates(folder: Path, *hosts: str, expired: bool = False) -> tuple[Path, Path]:
+    """A certificate authority of our own, and key and certificate of `hosts` (localhost) in one file."""
     now = datetime.datetime.now(datetime.UTC)
     pem = serialization.Encoding.PEM
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts or ("localhost",)])
 
     def certificate(subject: x509.Name, public: ec.EllipticCurvePublicKey, *, authority: bool) -> bytes:
         builder = (
@@ -37,8 +37,8 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
             .issuer_name(issuer)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(days=2))
+            .not_valid_after(now + datetime.timedelta(days=-1 if expired and not authority else 1))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         )
@@ -74,22 +74,25 @@ def tls_front(leaf: Path, port: int) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
+    def carry(raw: socket.socket) -> None:
+        with (
+            raw,
+            contextlib.suppress(OSError),
+            context.wrap_socket(raw, server_side=True) as secure,
+            socket.create_connection(("127.0.0.1", port)) as plain,
+        ):
+            back = threading.Thread(target=copy, args=(plain, secure), daemon=True)
+            back.start()
+            copy(secure, plain)
+            back.join()
+
     def accept() -> None:
         while True:
             try:
                 raw, _ = listener.accept()
             except OSError:
                 return
-            with (
-                raw,
-                contextlib.suppress(OSError),
-                context.wrap_socket(raw, server_side=True) as secure,
-                socket.create_connection(("127.0.0.1", port)) as plain,
-            ):
-                back = threading.Thread(target=copy, args=(plain, secure))
-                back.start()
-                copy(secure, plain)
-                back.join()
+            threading.Thread(target=carry, args=(raw,), daemon=True).start()
 
     thread = threading.Thread(target=accept)
     thread.start()

@@ -109,7 +109,7 @@ class Agent:
 
     name: str
     program: str
-    harness: str  # what a recording calls it
+    harness: str  # what a recording calls it that knows nothing but the wire
     api: str
     model: str
     transport: str  # how its answers come: sse, http or websocket
@@ -474,7 +474,7 @@ GEMINI_CLI = Agent(
 MINI_SWE_AGENT = Agent(
     name="mini-swe-agent",
     program="mini",
-    harness="unknown",  # litellm's requests name no agent
+    harness="unknown",  # litellm's requests name no agent; only `capture run` knows
     api="openai.chat",
     model="scripted-model",
     transport="http",

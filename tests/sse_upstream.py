@@ -79,15 +79,15 @@ class Upstream:
 
 
 @contextmanager
-def running_upstream() -> Iterator[Upstream]:
-    """The server in a thread of its own, gone at the end."""
+def running_upstream(port: int = 0) -> Iterator[Upstream]:
+    """The server in a thread of its own, gone at the end; `port` 0: a free one."""
     upstream = Upstream()
     loop = asyncio.new_event_loop()
     started = threading.Event()
     stop = asyncio.Event()
 
     async def main() -> None:
-        server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(upstream.serve, "127.0.0.1", port)
         upstream.port = server.sockets[0].getsockname()[1]
         started.set()
         await stop.wait()

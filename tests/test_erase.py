@@ -18,7 +18,9 @@ import agentdyno
 from capture.erase import EraseFault, delete, purge, sessions_held, stale
 from capture.exchange import Exchange
 from capture.journal import FROM_AGENT, FROM_UPSTREAM, JournalWriter
+from capture.rewrite import copy_journal
 from capture.store import Store
+from capture.tombstone import hide
 from tests.kept_store import SESSIONS, everything, record, turn
 
 DAY_US = 86_400 * 1_000_000
@@ -131,6 +133,32 @@ def test_an_interrupted_deletion_is_finished_by_the_next(
     assert list(store.exchanges()) == expected
     assert b"doomed" not in everything(store.path)
     assert sorted(path.name for path in store.path.glob(".*")) == [".erase.lock"]
+
+
+def test_two_deletions_at_once_undo_nothing_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while another writes the journal anew: what it hid must not come back with the other's end."""
+    store = Store.open(tmp_path / "store", create=True)
+    record(store)
+    (path,) = store.journals()
+    before = list(store.exchanges())
+    held = sessions_held(store, [])
+    (doomed,) = [session for session in held if session.session_id == chosen(store, "doomed")]
+    also = {int(it.exchange_id.rpartition("-")[2]) for it in before if b"also asked" in it.request_body}
+
+    def meanwhile(*arguments: object, **named: object) -> object:
+        hide(path, also)
+        return copy_journal(*arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("capture.erase.copy_journal", meanwhile)
+        assert delete(store, [doomed], held).problems == []
+    assert b"doomed" not in everything(store.path)
+    left = [exchange.request_body for exchange in store.exchanges()]
+    assert left
+    assert not any(b"also asked" in body for body in left)
+    assert purge(store).journals == 1
+    assert b"also asked" not in everything(store.path)
+    assert not list(store.path.glob("*.erase"))
 
 
 def test_a_full_disk_leaves_the_session_hidden_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

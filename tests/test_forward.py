@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import http.client
+import json
 import shutil
 import socket
 import ssl
@@ -18,10 +20,11 @@ import httpx
 import pytest
 
 from capture.exchange import Exchange
-from capture.forward import Authority, prepare_ca
+from capture.forward import Authority, AuthorityError, load_store, prepare_ca
 from capture.model_hosts import MODEL_HOSTS, HostError, ModelHosts, parse_host
+from capture.roots import read_roots
 from capture.store import Store
-from tests.certificates import make_certificates
+from tests.certificates import make_certificates, tls_front
 from tests.h2_upstream import H2Client, running_h2_upstream
 from tests.raw_upstream import accept_socket, frame, read_frames, running_raw_upstream
 from tests.sse_upstream import GZIP_BODY, Served, Upstream, agentdyno, running_serve, running_upstream
@@ -88,6 +91,19 @@ def test_a_strict_client_reads_through_and_the_record_names_the_host_it_meant(
     assert b"sk-key-0123456789" not in b"".join(
         file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file()
     )
+
+
+def test_a_recorder_that_outlives_its_certificates_makes_new_ones(tmp_path: Path) -> None:
+    # Leaves that are valid for half an hour more.
+    planted = "import datetime, mitmproxy.certs as c; c.CERT_EXPIRY = datetime.timedelta(days=2, minutes=30)"
+    shown = []
+    with running_serve(tmp_path, "--mode", "forward", planted=planted) as served:
+        for _ in range(2):
+            connection = tunnelled(served, tmp_path)
+            connection.connect()
+            shown.append(connection.sock.getpeercert(binary_form=True))
+            connection.close()
+    assert shown[0] != shown[1]
 
 
 NODE = """
@@ -157,6 +173,10 @@ def test_another_host_is_tunnelled_byte_for_byte_and_only_counted(proxy: Served,
         assert received == b"HTTP/1.1 200 Connection established\r\n\r\n\x00hello first\xff"
         raw.sendall(b"\x16\x03 no TLS, no HTTP")
         assert raw.recv(4096) == b"\x16\x03 no TLS, no HTTP"[::-1]
+        raw.sendall(b"the last words")
+        raw.shutdown(socket.SHUT_WR)  # one way only: the answer is still to come
+        assert raw.recv(4096) == b"the last words"[::-1]
+        assert raw.recv(4096) == b""
         assert metric(proxy, 'passed_total{reason="tunnel"}') == "1"
     assert proxy.stop() == 0
     assert exchanges(tmp_path) == []
@@ -206,7 +226,7 @@ def test_telemetry_reaches_the_proxys_own_address(proxy: Served, tmp_path: Path)
 
 
 def test_parallel_calls_over_one_http2_connection_do_not_wait_for_each_other(proxy: Served, tmp_path: Path) -> None:
-    calls = 9  # mitmproxy lets five through to an upstream that speaks HTTP/1
+    calls = 40  # mitmproxy lets five through to an upstream that speaks HTTP/1
     client = H2Client(proxy.port, HOST, strict(tmp_path))
     for _ in range(calls):
         client.get("/slow/10/50")
@@ -246,6 +266,23 @@ def test_http2_on_both_sides_and_a_server_that_goes_away_in_good_order(
     assert upstream.requests[0][":authority"] == f"localhost:{upstream.port}"
     assert "host" not in upstream.requests[0]
     assert {exchange.outcome for exchange in exchanges(tmp_path)} == {"complete"}
+
+
+def test_a_retry_over_http2_is_a_new_attempt(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    with running_serve(tmp_path, "--mode", "forward", "--route", f"{HOST}=http://127.0.0.1:{port}") as served:
+        client = H2Client(served.port, HOST, strict(tmp_path))
+        first = client.get("/v1/first")
+        client.read_until(lambda: first in client.ended)
+        assert b'"api_error"' in client.bodies[first]
+        with running_upstream(port):
+            retry = client.get("/v1/retry")
+            client.read_until(lambda: retry in client.ended)
+        assert client.bodies[retry] == b"{}"
+        client.close()
+        assert served.stop() == 0
+    assert [exchange.outcome for exchange in exchanges(tmp_path)] == ["upstream_refused", "complete"]
 
 
 def test_one_cancelled_stream_is_the_agents_doing_and_no_others(
@@ -329,6 +366,78 @@ def test_the_authority_is_private_and_made_once(tmp_path: Path, monkeypatch: pyt
     prepare_ca(folder, {})
     assert own_root.read_bytes().strip() not in made[0].bundle_pem.read_bytes()
     assert made[0].ca_pem.read_bytes() == certificate
+
+
+@pytest.mark.parametrize("damage", ["empty", "no key", "another's key", "no certificate", "cut certificate"])
+def test_a_damaged_authority_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "ca"
+    key = prepare_ca(folder, {}).key_pem
+    whole = key.read_bytes()
+    private, _, certificate = whole.partition(b"-----BEGIN CERT")
+    (tmp_path / "other").mkdir()
+    other = prepare_ca(tmp_path / "other" / "ca", {}).key_pem.read_bytes().partition(b"-----BEGIN CERT")[0]
+    damaged = {
+        "empty": b"",
+        "no key": b"-----BEGIN CERT" + certificate,
+        "another's key": other + b"-----BEGIN CERT" + certificate,
+        "no certificate": private,
+        "cut certificate": whole.replace(b"-----END CERT", b"AAAA\n-----END CERT"),
+    }
+    key.write_bytes(damaged[damage])
+    with pytest.raises(AuthorityError, match=f"{folder} is not usable.*rm -r"):
+        load_store(prepare_ca(folder, {}))
+
+
+def test_an_authority_of_another_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = prepare_ca(tmp_path / "ca", {})
+
+    class Past(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Past:
+            return cls(2020, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("capture.forward.datetime.datetime", Past)
+    with pytest.raises(AuthorityError, match="clock"):
+        load_store(authority)
+
+
+def test_a_damaged_root_of_the_users_spoils_no_other(tmp_path: Path) -> None:
+    own, _ = make_certificates(tmp_path)
+    broken = tmp_path / "broken.pem"
+    broken.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" + own.read_bytes())
+    roots = read_roots({"REQUESTS_CA_BUNDLE": str(broken)})
+    assert own.read_bytes().strip() in roots
+    assert b"\nAAAA\n" not in roots
+
+
+def test_an_upstream_whose_certificate_is_wrong_gets_nothing_and_the_agent_a_sentence(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "expired").mkdir()
+    authority, leaf = make_certificates(tmp_path)
+    late_authority, late_leaf = make_certificates(tmp_path / "expired", expired=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(late_authority))
+    before = len(upstream.requests)
+    with tls_front(leaf, upstream.port) as port, tls_front(late_leaf, upstream.port) as late:
+        hosts = (f"127.0.0.1:{port}", f"localhost:{late}")
+        options = [word for host in hosts for word in ("--host", host)]
+        with running_serve(tmp_path, "--mode", "forward", *options) as served:
+            for host, words in zip(hosts, ("IP address mismatch", "certificate has expired"), strict=True):
+                name, _, number = host.partition(":")
+                connection = http.client.HTTPSConnection("127.0.0.1", served.port, context=strict(tmp_path), timeout=20)
+                connection.set_tunnel(name, int(number))
+                connection.request("POST", "/v1/messages", body=b"{}", headers={"x-api-key": "sk"})
+                answer = connection.getresponse()
+                assert (answer.status, answer.headers["content-type"]) == (502, "application/json")
+                error = json.loads(answer.read())["error"]
+                assert (error["type"], words in error["message"]) == ("api_error", True)
+                connection.close()
+            assert served.stop() == 0
+    assert len(upstream.requests) == before
+    assert [(exchange.outcome, exchange.host) for exchange in exchanges(tmp_path)] == [
+        ("upstream_refused", host) for host in hosts
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture import parts
+from capture import parts, pause
 from capture.examine import examine
 from capture.exchange import Exchange
 from capture.journal import FROM_AGENT, FROM_UPSTREAM, QUEUE_BYTES, JournalWriter
@@ -110,7 +111,7 @@ def test_times_come_back(steps: list[tuple[int, bytes]]) -> None:
     for step, data in steps:
         at += step
         reads.append((at, data))
-    found, sizes = decode_times(encode_times(reads))
+    found, sizes = decode_times(encode_times([at for at, _ in reads], [len(data) for _, data in reads]))
     start = reads[0][0]
     assert [start + sum(found[: index + 1]) for index in range(len(found))] == [at for at, _ in reads]
     assert sizes == [len(data) for _, data in reads]
@@ -395,7 +396,11 @@ def test_reading_changes_no_file(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in (tmp_path / "store").iterdir()} == before
 
 
-def test_stores_that_are_none(tmp_path: Path) -> None:
+def full() -> bytes:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_stores_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="no store at"):
         Store.open(tmp_path / "missing")
     with pytest.raises(StoreError, match="is not a store"):
@@ -405,11 +410,31 @@ def test_stores_that_are_none(tmp_path: Path) -> None:
         Store.open(tmp_path, create=True)
     with pytest.raises(StoreError, match="cannot make"):
         Store.open(tmp_path / "thing", create=True)
+    assert not pause.is_paused(tmp_path / "thing")  # nothing can be paused there: the store's own sentence tells
+    with monkeypatch.context() as patched:
+        patched.setattr("capture.store.os.urandom", lambda count: b"x" * count if count < 32 else full())
+        with pytest.raises(StoreError, match="No space left"):
+            Store.open(tmp_path / "new", create=True)
+    assert list((tmp_path / "new").iterdir()) == []
     store = Store.open(tmp_path / "new", create=True)
     assert Store.open(tmp_path / "new", create=True).key == store.key
     (tmp_path / "new" / "store.key").write_bytes(b"short")
     with pytest.raises(StoreError, match="damaged"):
         Store.open(tmp_path / "new")
+
+
+def test_a_store_of_another_user_is_not_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Store.open(tmp_path / "made", create=True)
+    (tmp_path / "waits").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    for folder in ("made", "waits"):
+        with pytest.raises(StoreError, match="belongs to user"):
+            Store.open(tmp_path / folder, create=True)
+    assert list((tmp_path / "waits").iterdir()) == []
+    found = Store.open(made.path)  # whoever may read it, may
+    assert found.key == made.key
+    with pytest.raises(StoreError, match="belongs to user"):
+        found.own()
 
 
 def test_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

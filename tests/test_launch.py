@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from capture.reader import JournalReader
 from capture.store import Store
 from capture.upstream import Routes, UpstreamError
 from capture.upstream import Upstream as Target
-from tests.sse_upstream import Upstream, agentdyno, running_upstream
+from tests.sse_upstream import ROOT, Upstream, agentdyno, running_upstream
 
 AGENT = """
 import json, os, sys, urllib.request
@@ -231,6 +232,61 @@ def test_where_nothing_can_be_recorded_the_agent_is_not_started(tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
+def test_what_is_wrong_around_the_agent_changes_neither_its_start_nor_its_exit_code(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """A removed folder, a full disk under stderr: a shell would start the agent in them."""
+    (tmp_path / "gone").mkdir()
+    call = "import os, urllib.request as u; u.urlopen(os.environ['ANTHROPIC_BASE_URL'] + '/v1/messages', b'{}')"
+    python, *command = agentdyno("capture", "run", "--store", str(tmp_path / "store"), "--upstream", upstream.url)
+    # -P: Python itself stumbles over a removed folder on its path.
+    quoted = shlex.join([python, "-P", *command, "--", python, "-P", "-c", f"{call}; raise SystemExit(7)"])
+    done = subprocess.run(
+        ["sh", "-c", f"rmdir ../gone; {quoted} 2>/dev/full"],
+        cwd=tmp_path / "gone",
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 7
+    assert [exchange.status for exchange in Store.open(tmp_path / "store").exchanges()] == [200]
+
+
+def test_a_launcher_that_is_ended_before_the_agent_starts_leaves_nothing(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    started = tmp_path / "started"
+    command = agentdyno("capture", "run", "--store", str(tmp_path / "store"), "--", "touch", str(started))
+    launcher = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(scratch)}, start_new_session=True
+    )
+    while not any(scratch.glob("*/recorder.log")):
+        assert launcher.poll() is None
+        time.sleep(0.001)
+    launcher.terminate()
+    assert launcher.wait(60) == 128 + signal.SIGTERM
+    assert not started.exists()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_store_that_is_a_file_is_no_paused_store(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("x")
+    done = run(tmp_path, "--", sys.executable, "-c", "print('ran')")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "cannot make a store" in done.stderr
+
+
+def test_an_agent_that_no_mode_can_read_runs_by_best_effort(tmp_path: Path) -> None:
+    agent = tmp_path / "claude"
+    agent.write_text("#!/bin/sh\necho ran; exit 5\n")
+    done = run(tmp_path, "--", str(agent))
+    assert (done.returncode, "is no program" in done.stderr) == (3, True)
+    agent.chmod(0o700)
+    done = run(tmp_path, "--", str(agent), CLAUDE_CODE_USE_BEDROCK="1")
+    assert (done.returncode, done.stdout, "--best-effort" in done.stderr) == (3, "", True)
+    done = run(tmp_path, "--best-effort", "--", str(agent), CLAUDE_CODE_USE_BEDROCK="1")
+    assert (done.returncode, done.stdout, "NOT RECORDED" in done.stderr) == (5, "ran\n", True)
+
+
 @pytest.mark.parametrize(
     ("url", "text"),
     [
@@ -239,13 +295,20 @@ def test_where_nothing_can_be_recorded_the_agent_is_not_started(tmp_path: Path) 
         ("https://h:443/a/b/", "https://h/a/b"),
         ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
         ("https://h:80", "https://h:80"),
+        ("http://model_server.h.", "http://model_server.h."),
     ],
 )
 def test_upstreams(url: str, text: str) -> None:
     assert str(Target.parse(url)) == text
 
 
-@pytest.mark.parametrize("url", ["", "h:80", "ftp://h", "http://", "http://h:99999", "http://h?x=1", "http://u:p@h"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "h:80", "ftp://h", "http://", "http://h:99999", "http://h?x=1", "http://u:p@h"),
+        *("http://two words", "http://a..b", f"http://{'a' * 64}.example"),
+    ],
+)
 def test_upstreams_that_are_none(url: str) -> None:
     with pytest.raises(UpstreamError):
         Target.parse(url)

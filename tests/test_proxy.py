@@ -240,12 +240,13 @@ def test_cuts_are_told_apart_by_who_cut(serve: Served, tmp_path: Path) -> None:
     assert aborted.reads
 
 
-def test_a_stop_lets_a_running_stream_end(serve: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["stopped", "the terminal closed"])
+def test_a_stop_lets_a_running_stream_end(serve: Served, tmp_path: Path, number: signal.Signals) -> None:
     connection = connect(serve)
     connection.request("GET", "/slow/20/50")
     response = connection.getresponse()
     response.readline()
-    serve.process.send_signal(signal.SIGTERM)
+    serve.process.send_signal(number)
     assert response.read().count(b"data:") == 20
     connection.close()
     assert serve.process.wait(20) == 0
@@ -304,6 +305,26 @@ def test_a_full_disk_stops_the_recording_and_not_the_agent(tmp_path: Path, upstr
     kept = list(Store.open(tmp_path / "store").exchanges())
     assert 1 <= len(kept) < 6
     assert len(kept[0].request_body) == 150_000
+
+
+def test_a_damaged_list_of_exclusions_is_told_by_health_and_by_the_exit_code(
+    serve: Served, tmp_path: Path, upstream: Upstream
+) -> None:
+    assert get(serve, "/healthz") == (200, b'{"status": "recording"}')
+    (tmp_path / "store" / "excluded.json").write_text("[]")
+    deadline = time.monotonic() + 20
+    while (health := get(serve, "/healthz"))[0] == 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert health[0] == 503
+    assert b"excluded cannot be read" in health[1]
+    assert b"\nagentdyno_recording 0\n" in get(serve, "/metrics")[1]
+    assert get(serve, "/v1/x") == (200, b"{}")  # relaying goes on
+    (tmp_path / "store" / "excluded.json").unlink()
+    while get(serve, "/healthz")[0] != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    get(serve, "/v1/y")
+    assert serve.stop() == 1
+    assert [exchange.path for exchange in exchanges(tmp_path)] == ["/v1/y"]
 
 
 @pytest.mark.parametrize(

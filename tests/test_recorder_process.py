@@ -77,7 +77,7 @@ def test_what_cannot_be_started_again_is_relayed_and_the_gap_is_marked(
     assert recorder.restarts == 0
     assert "No such option" in recorder.words[0]
     store = Store.open(tmp_path / "store")
-    summary = summarise(store, "label-1", AGENTS[0], since_ns=0, relayed=recorder.relayed)
+    summary = summarise(store, "label-1", AGENTS[0], before=(), relayed=recorder.relayed)
     assert "2 requests passed unrecorded" in summary.warnings[0]
     assert "1 gap;" in summary.head
     with JournalReader(store.journals()[0]) as reader:

@@ -96,10 +96,24 @@ def test_where_no_next_journal_can_begin_the_full_one_goes_on(tmp_path: Path, mo
     journal = journals.current
     finish(journal, begin(journal, b"one"))
     assert refused.wait(20)
+    assert (journals.overfull, journals.trouble) == (True, None)
     finish(journals.current, begin(journals.current, b"two"))
     journals.close()
     assert [exchange.request_body for exchange in store.exchanges()] == [b"one", b"two"]
     assert (said, journals.fault) == ([], None)
+
+
+def test_a_disk_that_does_not_keep_up_is_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    taken = threading.Event()
+    monkeypatch.setattr(JournalWriter, "_commit", lambda *_, **__: taken.wait(20))
+    journals = Journals(store, meta={}, queue_bytes=100_000)
+    assert journals.trouble is None
+    begin(journals.current, b"x" * 95_000)
+    assert "does not keep up" in str(journals.trouble)
+    taken.set()
+    monkeypatch.undo()
+    journals.close()
 
 
 @dataclass

@@ -45,7 +45,10 @@ def digest(value: str) -> bytes:
     ("name", "value", "remembered"),
     [
         ("authorization", f"Bearer {VALUE}", [VALUE]),
+        ("authorization", f"Bearer\t{VALUE} ", [VALUE]),
         ("authorization", VALUE, [VALUE]),
+        ("authorization", "", []),
+        ("cookie", f'a="{VALUE}"', [VALUE]),
         ("x-api-key", VALUE, [VALUE]),
         (
             "authorization",
@@ -58,7 +61,20 @@ def digest(value: str) -> bytes:
         ("x-api-key", "dummy", []),
         ("x-token", "123456789", []),
     ],
-    ids=["bearer", "bare", "key", "basic", "cookies", "set-cookie", "any name", "too short to search for", "a number"],
+    ids=[
+        "bearer",
+        "tab",
+        "bare",
+        "empty",
+        "quoted cookie",
+        "key",
+        "basic",
+        "cookies",
+        "set-cookie",
+        "any name",
+        "too short to search for",
+        "a number",
+    ],
 )
 def test_headers_are_replaced_and_their_values_remembered_as_digests(
     name: str, value: str, remembered: list[str]
@@ -87,6 +103,8 @@ def test_headers_are_replaced_and_their_values_remembered_as_digests(
         (f"/x?code={VALUE}", f"/x?code={REDACTED}"),
         (f"/x?a=1;key={VALUE}", f"/x?a=1;key={REDACTED}"),
         (f"/x#access_token={VALUE}", f"/x#access_token={REDACTED}"),
+        (f"/x?key={VALUE}?{VALUE};{VALUE};x={VALUE}&a=1", f"/x?key={REDACTED}&a=1"),
+        (f"/x;v=1?a=1;b&key={VALUE}", f"/x;v=1?a=1;b&key={REDACTED}"),
     ],
 )
 def test_paths(path: str, written: str) -> None:

@@ -6,9 +6,11 @@ import base64
 import gzip
 import hmac
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,8 +106,9 @@ def test_a_pause_ends_by_itself_and_a_damaged_one_holds(tmp_path: Path) -> None:
     pause.pause(tmp_path, for_s=-1)
     assert pause.read_pause(tmp_path) is None
     assert not pause.resume(tmp_path)
-    (tmp_path / pause.FILE_NAME).write_text("{")
-    assert pause.read_pause(tmp_path) == pause.Pause(None)
+    for damaged in (b"{", b"\xff"):
+        (tmp_path / pause.FILE_NAME).write_bytes(damaged)
+        assert pause.read_pause(tmp_path) == pause.Pause(None)
 
 
 # Excluded repositories.
@@ -157,7 +160,11 @@ def test_calls_of_an_excluded_session_need_not_name_the_folder_again(tmp_path: P
     journal = JournalWriter(store.path, key=store.key, meta={})
     session = (b"x-claude-code-session-id", b"0b6e1c52-7d52-4c34-a1b7-111111111111")
     post(journal, b'{"title": "hidden, before"}', headers=(session,))
-    eventually(lambda: len(list(store.exchanges())) == 1)
+    # Telemetry, as protobuf and as JSON.
+    post(journal, b"\n\nsession.id\x12&\n$" + session[1] + b"\n\nuser.email\x12\x08\n\x06hidden")
+    attribute = {"key": "session.id", "value": {"stringValue": session[1].decode()}}
+    post(journal, json.dumps({"attributes": [attribute, {"key": "hidden"}]}).encode())
+    eventually(lambda: len(list(store.exchanges())) == 3)
     post(journal, f'{{"system": "Working directory: {CWD}"}}'.encode(), headers=(session,))
     post(journal, b'{"title": "hidden, after"}', headers=(session,))
     post(journal, b'{"title": "of another"}', headers=((session[0], session[1].replace(b"1111", b"2222")),))
@@ -340,6 +347,11 @@ def test_a_prompt_that_quotes_a_grant_is_none() -> None:
 
 # Credentials, wherever a connection carries them.
 
+
+def jwt(value: str) -> bytes:
+    return f"eyJhbGciOiJIUzI1NiJ9.eyJ{re.sub(r'[^-A-Za-z0-9]', '_', value)}x.{'s' * 20}".encode()
+
+
 CARRIERS: dict[str, Callable[[str], tuple[str, Headers]]] = {
     "bearer": lambda value: ("/x", ((b"Authorization", f"Bearer {value}".encode()),)),
     "basic": lambda value: (
@@ -359,6 +371,9 @@ CARRIERS: dict[str, Callable[[str], tuple[str, Headers]]] = {
     "unusual": lambda value: ("/x", ((b"X-Company-LLM-Access-Token", value.encode()),)),
     "any name": lambda value: ("/x", ((b"X-Company", f"Bearer {value}".encode()),)),
     "query": lambda value: (f"/x?alt=sse&key={value}", ()),
+    "query with marks": lambda value: (f"/x?alt=sse&key={value[:9]}?{value[9:]};x={value}&a=b", ()),
+    "tab": lambda value: ("/x", ((b"Authorization", f"Bearer\t{value}".encode()),)),
+    "quoted cookie": lambda value: ("/x", ((b"Cookie", f'session="{value}"'.encode()),)),
     "signed": lambda value: (f"/x?X-Amz-Signature={value}&X-Amz-Date=1", ()),
     "fragment": lambda value: (f"/x#access_token={value}", ()),
     "user info": lambda value: (f"http://user:{value}@host/x", ()),
@@ -370,15 +385,13 @@ CARRIERS: dict[str, Callable[[str], tuple[str, Headers]]] = {
     ),
     "redirect": lambda value: ("/x", ((b"Location", f"https://h/cb?code={value}&state=1".encode()),)),
     "set-cookie": lambda value: ("/x", ((b"Set-Cookie", f"a={value}; Path=/; HttpOnly".encode()),)),
-    "jwt": lambda value: (
-        "/x",
-        ((b"X-Assertion-Of-Whoever", f"eyJhbGciOiJIUzI1NiJ9.eyJ{value.replace('.', '')}x.{'s' * 20}".encode()),),
-    ),
+    "jwt": lambda value: ("/x", ((b"X-Assertion-Of-Whoever", jwt(value)),)),
 }  # fmt: skip
-FINDS_ITSELF = sorted(set(CARRIERS) - {"jwt"})  # of a JWT the whole is remembered
+FINDS_ITSELF = sorted(set(CARRIERS) - {"jwt", "query with marks"})  # the first is remembered whole, the other in parts
 
-values = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", min_size=20, max_size=60).filter(
-    lambda value: len(set(value)) > 8 and not value.isdigit()
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+values = st.text(LETTERS + "!$%'*+.^`|~", min_size=20, max_size=60).filter(
+    lambda value: len(set(value)) > 8 and any(sign.isalpha() for sign in value)
 )
 
 
@@ -401,3 +414,11 @@ def test_no_credential_of_a_connection_reaches_the_disk(tmp_path: Path, several:
         assert base64.b64encode(f"user:{value}".encode()) not in stored, name
         if name in FINDS_ITSELF:
             assert (hmac.digest(store.key, value.encode(), "sha256"), len(value)) in digests, name
+
+
+def test_exclusions_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", create=True)
+    folders = [f"/secret/{number}" for number in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda folder: exclusion.add(store.path, folder), folders))
+    assert read_exclusions(store.path).folders == tuple(sorted(folders))

@@ -48,8 +48,10 @@ def test_a_proxy_and_an_open_store_are_pointed_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AGENTDYNO_STORE", str(store.path))
     program(tmp_path / "bin", "pi", "0.74.2")
     seen = look(tmp_path, https_proxy="http://corp:1")
-    assert seen["proxy"][0] == "no"
-    assert "https_proxy" in seen["agent pi"][1]
+    assert seen["proxy"][0] == "note"
+    assert "https_proxy set" in seen["proxy"][1]
+    assert look(tmp_path, https_proxy="socks5://corp:1")["proxy"][0] == "no"
+    assert "SOCKS" in look(tmp_path, https_proxy="socks5://corp:1")["agent pi"][1]
     assert seen["store"][0] == "yes"
     assert "no certificate yet" in seen["forward mode"][1]
     store.path.chmod(0o755)

@@ -20,7 +20,7 @@ from capture.importers.weka import import_weka
 from capture.sessions import NoSuchSession, find_session, read_sessions
 from capture.shelf import Shelf, ShelfFault
 from capture.store import Store, StoreError
-from capture.timeline import print_session
+from capture.timeline import print_session, print_sessions
 from capture.trajectory import Request, ToolCall, Trajectory
 from capture.view import session_json
 from tests.calls import SYSTEM, Wire, result, said, user
@@ -258,3 +258,14 @@ def test_the_timeline_tells_how_calls_belong_together() -> None:
     assert "Task subagent  0.800 s (own count 0.500 s, otel; permission 0.200 s)" in text
     assert f"recorded by forward; contributor {found.contributor}" in text
     assert "the wall clock moved by 2.000 s" in text
+
+
+def test_sessions_fit_a_narrow_terminal_and_leave_a_pipe_whole_ids() -> None:
+    trajectory = replace(content_free_session(), session_id="0123456789abcdef" * 2)
+    for terminal in (True, False):
+        text = StringIO()
+        print_sessions([trajectory], Console(file=text, force_terminal=terminal, no_color=True, width=80))
+        _, row = text.getvalue().splitlines()
+        assert trajectory.session_id[:12] in row
+        assert (trajectory.session_id in row) is not terminal
+        assert (len(row) <= 80) is terminal

@@ -81,7 +81,7 @@ def _agent(agent: Agent, environment: Mapping[str, str], folder: Path) -> Seen:
     known = version.at_once or version.late()
     words = [f"{known}:" if known else "", f"`agentdyno capture run -- {program}` records it in {plan.mode} mode{why}"]
     known_hosts = ModelHosts.of()
-    own = {str(it) for it in plan.routes.values() if (it.host, it.port) not in known_hosts}
+    own = {it.origin for it in plan.routes.values() if (it.host, it.port) not in known_hosts}
     if own:
         words.append(f"towards {', '.join(sorted(own)[:4])}")
     return Seen(topic=topic, state="yes", detail="; ".join((" ".join(filter(None, words)), *plan.warnings)))

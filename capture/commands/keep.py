@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capture.commands.door import COMMANDS as DOOR_COMMANDS
+from capture.commands.exclude import COMMANDS as EXCLUDE_COMMANDS
+from capture.commands.pause import COMMANDS as PAUSE_COMMANDS
 from capture.commands.shared import named_store, reading_faults, say, store_option, warn
 from capture.fault import EnvironmentFault
 
@@ -49,7 +50,7 @@ def doctor(store_path: Path | None, as_json: bool, repair: bool) -> None:
 
         store = Store.open(named_store(store_path))
         if repair:
-            _repair(store)
+            _repair(store.own())
         health = examine(store)
     if as_json:
         import json
@@ -67,9 +68,14 @@ def _repair(store: Store) -> None:
     from capture.erase import purge
     from capture.repair import RepairFault, leftovers, repair
 
+    faults: list[str] = []
     try:
         for journal in store.journals():
-            done = repair(store, journal)
+            try:
+                done = repair(store, journal)
+            except RepairFault as fault:  # of this one: the others may be repaired all the same
+                faults.append(str(fault))
+                continue
             if done is None:
                 continue
             kept = "nothing of it can be read"
@@ -80,8 +86,11 @@ def _repair(store: Store) -> None:
         for path in filter(Path.is_file, leftovers(store)):
             path.unlink()
             say(f"removed {path}, left behind by an interruption")
-    except (RepairFault, OSError) as fault:
+    except OSError as fault:
         raise EnvironmentFault(str(fault)) from fault
+    warn(faults[:-1])
+    if faults:
+        raise EnvironmentFault(faults[-1])
 
 
 def _print_health(health: StoreHealth) -> None:
@@ -171,7 +180,7 @@ def delete(sessions: tuple[str, ...], store_path: Path | None, yes: bool) -> Non
         from capture.erase import delete as erase
         from capture.store import Store
 
-        store = Store.open(named_store(store_path))
+        store = Store.open(named_store(store_path)).own()
         problems: list[str] = []
         held = sessions_held(store, problems)
         chosen = list({session.session_id: session for session in (_one(held, name) for name in sessions)}.values())
@@ -220,7 +229,7 @@ def prune(older_than: str, store_path: Path | None, dry_run: bool, yes: bool) ->
         from capture.erase import purge, sessions_held, stale
         from capture.store import Store
 
-        store = Store.open(named_store(store_path))
+        store = Store.open(named_store(store_path)).own()
         old, lonely = stale(store, sessions_held(store, []), before_us)
         what = f"{len(old)} sessions and {len(lonely)} exchanges of no session, older than {older_than}"
         if dry_run:
@@ -267,4 +276,4 @@ def _say_purged(store: Store, sessions: int, done: Purge) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = (doctor, delete, prune, *DOOR_COMMANDS)
+COMMANDS = (doctor, delete, prune, *PAUSE_COMMANDS, *EXCLUDE_COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,7 @@ def need_recorder() -> None:
 
 
 def _routes(upstream: str | None, routes: tuple[str, ...], mode: Literal["reverse", "forward"]) -> Routes:
+    from capture.secret import without_secrets
     from capture.upstream import Routes, Upstream, UpstreamError
 
     if mode == "reverse" and not upstream and not routes:
@@ -34,7 +36,7 @@ def _routes(upstream: str | None, routes: tuple[str, ...], mode: Literal["revers
             segment, equals, url = route.partition("=")
             if not equals or not segment or "/" in segment:
                 raise click.UsageError(
-                    f"--route {route!r}: write NAME=URL, where NAME is the first segment of the path"
+                    f"--route {without_secrets(route)!r}: write NAME=URL, where NAME is the first segment of the path"
                 )
             if segment in dict(named):
                 raise click.UsageError(f"--route {segment}=… is given twice: which upstream is meant?")
@@ -44,7 +46,8 @@ def _routes(upstream: str | None, routes: tuple[str, ...], mode: Literal["revers
         raise click.UsageError(str(fault)) from fault
 
 
-def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+def checked_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Values of --host as they are compared; click.UsageError for one that is no host."""
     from capture.model_hosts import HostError, parse_host
 
     try:
@@ -124,6 +127,17 @@ def _address(text: str) -> tuple[str, int]:
     metavar="SECONDS",
     help="Close a connection on which nothing passed for so long.",
 )
+@click.option(
+    "--no-upstream-proxy",
+    is_flag=True,
+    help="Connect to upstreams directly [through the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names].",
+)
+@click.option(
+    "--routes-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    hidden=True,
+    help="More of --route, one a line, and =URL for --upstream: what others may not read in a command line.",
+)
 @click.option("--label", default="", hidden=True, help="Written into the journal, to find it again.")
 @click.option("--note", "notes", multiple=True, hidden=True, metavar="NAME=VALUE", help="Likewise: about the agent.")
 @click.option("--stop-with-stdin", is_flag=True, hidden=True, help="Stop when stdin ends: the launcher is gone.")
@@ -141,6 +155,8 @@ def serve(
     require_token: bool,
     grace_s: float,
     idle_timeout_s: int,
+    no_upstream_proxy: bool,
+    routes_file: Path | None,
     label: str,
     notes: tuple[str, ...],
     stop_with_stdin: bool,
@@ -153,20 +169,28 @@ def serve(
 
     \b
     Example:
-      agentdyno capture serve --upstream https://api.anthropic.com --listen 127.0.0.1:8100
+      agentdyno capture serve --listen 127.0.0.1:8100 \\
+        --upstream https://api.anthropic.com
       ANTHROPIC_BASE_URL=http://127.0.0.1:8100 claude
     \b
       agentdyno capture serve --mode forward --listen 127.0.0.1:8101 --store DIR
-      HTTPS_PROXY=http://127.0.0.1:8101 NODE_EXTRA_CA_CERTS=DIR/ca/ca.pem SSL_CERT_FILE=DIR/ca/bundle.pem codex
+      HTTPS_PROXY=http://127.0.0.1:8101 NODE_EXTRA_CA_CERTS=DIR/ca/ca.pem \\
+        SSL_CERT_FILE=DIR/ca/bundle.pem codex
     """
+    if routes_file is not None:
+        lines = routes_file.read_text().splitlines()
+        routes = (*routes, *(line for line in lines if not line.startswith("=")))
+        upstream = next((line[1:] for line in lines if line.startswith("=")), upstream)
     where = _routes(upstream, routes, mode)
-    address, added = _address(listen), _hosts(hosts)
+    address, added = _address(listen), checked_hosts(hosts)
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
     if hosts and mode == "reverse":
         raise click.UsageError("--host is for --mode forward; a reverse proxy takes --route NAME=URL")
     need_recorder()
     store = recording_store(store_path)
+    from capture.forward import AuthorityError
+    from capture.outbound import Outbound, OutboundError
     from capture.people import PeopleError
     from capture.proxy import ListenError, Service, serve
 
@@ -174,6 +198,7 @@ def serve(
         routes=where,
         listen=address,
         mode=mode,
+        outbound=Outbound() if no_upstream_proxy else Outbound.of(os.environ),
         hosts=added,
         certificate=(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
         public_hosts=public_hosts,
@@ -199,7 +224,7 @@ def serve(
 
     try:
         served = serve(service, store=store, on_ready=ready, on_fault=loud)
-    except (ListenError, PeopleError) as error:
+    except (ListenError, PeopleError, AuthorityError, OutboundError) as error:
         raise EnvironmentFault(str(error)) from error
     except OSError as error:
         raise EnvironmentFault(f"cannot record into {store.path}: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from capture.commands.record import need_recorder
+from capture.commands.record import checked_hosts, need_recorder
 from capture.commands.shared import named_store, recording_store, say
 from capture.fault import EnvironmentFault
 
@@ -61,12 +61,14 @@ def run(
     Example:
       agentdyno capture run -- claude -p "fix the failing test"
       agentdyno capture run --mode forward -- opencode
-      agentdyno capture run --upstream http://127.0.0.1:9000 -- codex exec "say hello"
+      agentdyno capture run --upstream http://127.0.0.1:9000 -- codex exec "hi"
     """
     from capture.launch import LaunchError, NotRecording, Wishes, launch, plan_launch, run_unrecorded
     from capture.upstream import UpstreamError
 
-    wishes = Wishes(mode=mode, upstream=upstream, websocket=websocket, telemetry=not no_otel, hosts=hosts)
+    wishes = Wishes(
+        mode=mode, upstream=upstream, websocket=websocket, telemetry=not no_otel, hosts=checked_hosts(hosts)
+    )
     try:
         try:
             need_recorder()
@@ -74,7 +76,10 @@ def run(
             if (reason := _not_wanted(path)) is not None:
                 say(f"not recorded: {reason}")
                 raise SystemExit(run_unrecorded(command, os.environ))
-            plan = plan_launch(command, wishes=wishes, environment=dict(os.environ), folder=Path.cwd())
+            try:
+                plan = plan_launch(command, wishes=wishes, environment=dict(os.environ), folder=_here())
+            except LaunchError as fault:
+                raise NotRecording(str(fault)) from fault
             code = launch(plan, store=_store(path, named=store_path is not None), say=say, quiet=quiet)
         except (EnvironmentFault, NotRecording) as fault:
             if not best_effort:
@@ -109,6 +114,14 @@ def _store(path: Path, *, named: bool) -> Store:
         raise EnvironmentFault(f"{fault.message}; name another folder by --store or AGENTDYNO_STORE") from fault
 
 
+def _here() -> Path:
+    """Where the agent will run; what the shell calls it where that folder was removed meanwhile."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/", os.environ.get("PWD", ""))
+
+
 def _not_wanted(path: Path) -> str | None:
     """Why nothing is to be recorded here, by the user's own word; None where it is."""
     from capture.exclusion import ExclusionError, excluded
@@ -117,7 +130,7 @@ def _not_wanted(path: Path) -> str | None:
     if is_paused(path):
         return f"recording into {path} is paused; `agentdyno capture resume` ends that"
     try:
-        entry = excluded(path, Path.cwd())
+        entry = excluded(path, _here())
     except ExclusionError as fault:
         raise EnvironmentFault(str(fault)) from fault
     return f"{entry} is excluded from {path}" if entry is not None else None

@@ -27,7 +27,7 @@ def _formats() -> str:
     """The table of formats, for the help."""
     width = max(len(known.name) for known in FORMATS)
     rows = "\n".join(f"  {known.name:{width}}  {known.what}" for known in FORMATS)
-    return f"\b\nFormats, and what a PATH is:\n{rows}"
+    return f"\b\nFormats, and what a PATH is [where none is named]:\n{rows}"
 
 
 @click.command("import", epilog=_formats())
@@ -49,7 +49,8 @@ def import_(form: str, paths: tuple[Path, ...], store_path: Path | None, as_json
     """
     with reading_faults():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.markup import escape
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from capture.importers.formats import find_format
         from capture.importers.imported import ImportFault
@@ -66,16 +67,27 @@ def import_(form: str, paths: tuple[Path, ...], store_path: Path | None, as_json
         # Read before the store is made: a bad file leaves nothing behind, not even a folder.
         path = named_store(store_path)
         key = Store.open(path).key if Store.exists(path) else None
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task(f"reading {form}", total=None)
+
+            def reading(file: Path) -> None:
+                progress.update(task, description=escape(f"reading {file.name}"), advance=1)
+
             try:
-                imported = known.read(paths, key or b"", on_file=lambda _: progress.advance(task))
+                imported = known.read(paths, key or b"", on_file=reading)
             except ImportFault as fault:
                 raise click.UsageError(f"nothing imported: {fault}") from fault
-        if key is None:
-            imported = imported.with_key(recording_store(path).key)
-        replaced = Shelf(path).put_all(imported.trajectories)
-        recorded = _recorded_too(path, imported)
+            if not imported.trajectories:
+                places = ", ".join(map(str, paths)) or f"the folders of {form}"
+                raise click.UsageError(f"nothing imported: no session with an answer of a model in {places}")
+            if key is None:
+                progress.stop()  # what a new store will hold is to be read
+                imported = imported.with_key(recording_store(path).key)
+                progress.start()
+            progress.update(task, description=f"writing {len(imported.trajectories)} sessions")
+            replaced = Shelf(path).put_all(imported.trajectories)
+            recorded = _recorded_too(path, imported)
         calls = sum(len(trajectory.requests) for trajectory in imported.trajectories)
         for note in imported.notes[:_MOST_NOTES]:
             say(note)
@@ -228,7 +240,7 @@ def join(paths: tuple[Path, ...], store_path: Path | None, as_json: bool) -> Non
         from capture.log_files import named_log_files, usual_log_files
         from capture.store import Store
 
-        store = Store.open(named_store(store_path))
+        store = Store.open(named_store(store_path)).own()
         problems: list[str] = []
         try:
             files = list(named_log_files(paths) if paths else usual_log_files(os.environ))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,14 @@ def _finish_deleting(store: Store) -> None:
 
 
 def say(sentence: str) -> None:
-    """A line on stderr at once: stdout belongs to data, or to the agent."""
-    sys.stderr.write(f"agentdyno: {sentence}\n")
-    sys.stderr.flush()
+    """A line on stderr at once: stdout belongs to data, or to the agent. Nothing where stderr is closed or full."""
+    with suppress(ValueError, AttributeError):  # Python has none where its descriptor was closed
+        try:
+            sys.stderr.write(f"agentdyno: {sentence}\n")
+            sys.stderr.flush()
+        except OSError:
+            # What stays in the buffer would fail once more when Python ends, and 3.12 makes that its exit code.
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end of the process
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def add(name: str, consent: str, base_url: str, routes: tuple[str, ...], store_p
     \b
     Example:
       agentdyno capture token add ada --consent "internal benchmarks, 2026" \\
-        --base-url https://recorder.example.com:8443 --route anthropic --route openai --store /srv/agentdyno
+        --base-url https://recorder.example.com:8443 --store /srv/agentdyno \\
+        --route anthropic --route openai
     """
     from capture.people import add_person
 
@@ -104,7 +105,7 @@ def revoke(name: str, store_path: Path | None) -> None:
     from capture.people import revoke_person
 
     with _faults():
-        revoke_person(_store(store_path), name)
+        revoke_person(_store(store_path).own(), name)
     say(f"the token of {name} is void")
 
 

@@ -43,12 +43,12 @@ def import_agentperf_local(
         place = f"{source}: tasks[{number}]"
         if not isinstance(task, dict) or not all(isinstance(task.get(name), str) for name in ("task_id", "trace")):
             raise ImportFault(f"{place}: `task_id` or `trace` is missing")
+        if on_file is not None:
+            on_file(Path(task["trace"]))
         trajectory = _read_task(task, folder.joinpath(task["trace"]), key)
         if task["task_id"] in trajectories:
             raise ImportFault(f"{place}: the task {task['task_id']!r} stands twice in the manifest")
         trajectories[task["task_id"]] = trajectory
-        if on_file is not None:
-            on_file(Path(task["trace"]))
     return Imported(
         trajectories=tuple(trajectories.values()),
         native_ids=tuple(native_id(SOURCE, name) for name in trajectories),

@@ -39,7 +39,7 @@ def import_atif(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], 
     """Sessions of the documents under `paths`; ImportFault when any of them is bad."""
     found: dict[str, Trajectory] = {}
     notes = [_NOTE]
-    for path, document in _documents(paths):
+    for path, document in _documents(paths, on_file):
         own = as_text(document.get("trajectory_id")) or as_text(document.get("session_id")) or path.name
         # Runs share a session_id by design: then the file's name tells them apart.
         name = own if own not in found else f"{own}/{path.name}"
@@ -50,8 +50,6 @@ def import_atif(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], 
             notes.append(f"{path}: no step of an agent in it")
             continue
         found[name] = reading.trajectory(key)
-        if on_file is not None:
-            on_file(path)
     return Imported(
         trajectories=tuple(found.values()),
         native_ids=tuple(native_id(SOURCE, name) for name in found),
@@ -59,16 +57,21 @@ def import_atif(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], 
     )
 
 
-def _documents(paths: Sequence[Path]) -> Iterator[tuple[Path, Json]]:
+def _documents(paths: Sequence[Path], on_file: Callable[[Path], None] | None) -> Iterator[tuple[Path, Json]]:
+    def text_of(file: Path) -> str:
+        if on_file is not None:
+            on_file(file)
+        return read_text(file)
+
     for path in paths:
         if not path.is_dir():
-            lines = read_text(path).split("\n") if path.suffix == ".jsonl" else [read_text(path)]
+            lines = text_of(path).split("\n") if path.suffix == ".jsonl" else [text_of(path)]
             yield from ((path, _document(path, line)) for line in lines if line.strip())
             continue
         inside = [
             (file, _document(file, text))
             for file in sorted(path.rglob("*.json"))
-            if '"ATIF-v' in (text := read_text(file))[:4096]
+            if '"ATIF-v' in (text := text_of(file))[:4096]
         ]
         if not inside:
             raise ImportFault(f"{path}: no ATIF document in there")

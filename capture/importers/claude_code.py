@@ -95,14 +95,14 @@ def read_sessions(files: Sequence[Path], on_file: Callable[[Path], None] | None 
     groups: dict[str, _Group] = {}
     claims: defaultdict[tuple[str, str], list[tuple[bool, int, str]]] = defaultdict(list)
     for path in files:
+        if on_file is not None:
+            on_file(path)
         log = read_log_file(path)
         session = _session_of(log)
         groups.setdefault(session, _Group(session)).files.append(path)
         started = next((at for line in log.lines if (at := stamp_ns(line.data.get("timestamp"))) is not None), 0)
         for name, copied in _calls_in(log, session, started).items():
             claims[name].append((copied, started, session))
-        if on_file is not None:
-            on_file(path)
     owners = {name: min(claimed) for name, claimed in claims.items()}
     for group in groups.values():
         foreign = {

@@ -139,12 +139,12 @@ def _read_session(
         thread = Thread(meta, hint)
         _take_base(thread, meta, paths, notes)
         for path in files:
+            if on_file is not None:
+                on_file(path)
             log = read_log_file(path)
             if log.torn is not None:
                 notes.append(f"{path}:{log.torn}: the last line is cut off and was left out")
             thread.take(log)
-            if on_file is not None:
-                on_file(path)
         thread.finish()
         notes.extend(thread.notes)
         threads.append(thread)

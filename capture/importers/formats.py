@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Importer(Protocol):
-    """Reads all of `paths` as one import; ImportFault when any of them is bad. `key` is the store's."""
+    """Reads all of `paths` as one import; ImportFault when any of them is bad. `key` is the store's.
+
+    `on_file` is called before a file is read.
+    """
 
     def __call__(
         self, paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], None] | None = None

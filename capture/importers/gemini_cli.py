@@ -117,14 +117,14 @@ def _read_sessions(files: Sequence[Path], on_file: Callable[[Path], None] | None
         notes: list[str] = []
         known: set[str] = set()
         for path, agent in members:
+            if on_file is not None:
+                on_file(path)
             log = _read(path)
             if log.torn is not None:
                 notes.append(f"{path}:{log.torn}: the last line is cut off and was left out")
             talk = _Talk(log, SessionHint(session=root, evidence="source", agent=agent), known)
             talk.read()
             talks.append(talk)
-            if on_file is not None:
-                on_file(path)
         calls = sorted(
             (call for talk in talks for call in talk.calls), key=lambda call: (call.t_send_ns, call.exchange_id)
         )

@@ -34,6 +34,8 @@ def import_messages(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Pat
     found: dict[str, Trajectory] = {}
     without_answer = 0
     for path in files_under(paths, _SUFFIXES):
+        if on_file is not None:
+            on_file(path)
         for number, row in _rows(path):
             place = f"{path}: row {number}"
             name = next((str(row[field]) for field in _IDS if isinstance(row.get(field), str | int)), None)
@@ -46,8 +48,6 @@ def import_messages(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Pat
                 raise ImportFault(f"{place}: the session {name!r} stands twice in this import")
             (trajectory,) = assemble(calls, key, Origin(source=SOURCE, token_source="none"))  # noqa: S106 - a word
             found[name] = replace(without_clock(trajectory), source_ref=f"{path.name}:{number}")
-        if on_file is not None:
-            on_file(path)
     notes = [_NOTE]
     if without_answer:
         notes.append(f"{without_answer} conversations without an assistant message were left out")

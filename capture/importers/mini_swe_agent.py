@@ -38,14 +38,14 @@ def import_mini_swe_agent(
     found: dict[str, Trajectory] = {}
     notes = list(_NOTES)
     for path in files_under(paths, (".traj.json",)):
+        if on_file is not None:
+            on_file(path)
         trajectory = _read(path, key, notes)
         if trajectory is not None:
             name, value = trajectory
             if name in found:
                 notes.append(f"{path}: the session {name!r} was read from another file already")
             found[name] = value
-        if on_file is not None:
-            on_file(path)
     return Imported(
         trajectories=tuple(found.values()),
         native_ids=tuple(native_id(SOURCE, name) for name in found),

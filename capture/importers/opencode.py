@@ -36,9 +36,9 @@ def import_opencode(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Pat
 
     def read() -> Iterator[LogSession]:
         for path in files_under(paths, (".db",)):
-            yield from read_log(path)
             if on_file is not None:
                 on_file(path)
+            yield from read_log(path)
 
     return import_sessions(read(), key, token_source="provider", notes=notes)  # noqa: S106 - a word, no secret
 

@@ -45,9 +45,9 @@ def import_pi(paths: Sequence[Path], key: bytes, *, on_file: Callable[[Path], No
 
     def read() -> Iterator[LogSession]:
         for path in files:
-            yield _read(path)
             if on_file is not None:
                 on_file(path)
+            yield _read(path)
 
     return import_sessions(read(), key, token_source="provider", notes=notes)  # noqa: S106 - a word, no secret
 

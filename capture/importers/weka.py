@@ -73,14 +73,14 @@ def import_weka(paths: Iterable[Path], key: bytes, *, on_file: Callable[[Path], 
     """Read trace files, or folders of them, as one import; ImportFault names the first bad place."""
     traces: dict[str, _Trace] = {}
     for path in trace_files(paths):
+        if on_file is not None:
+            on_file(path)
         for trace in _read_file(path):
             if (other := traces.get(trace.trace_id)) is not None:
                 raise ImportFault(
                     f"{trace.place}: the trace {trace.trace_id!r} is already in {other.place}: name only one of them"
                 )
             traces[trace.trace_id] = trace
-        if on_file is not None:
-            on_file(path)
     notes: list[str] = []
     entry = _entry_time(traces.values(), notes)
     nested = _nested_times(traces.values(), entry, notes)
