@@ -11,14 +11,14 @@ import logging
 from mitmproxy import connection, http, tcp
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import layer
-from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
+from mitmproxy.proxy.layers import ClientTLSLayer
 
 from capture.counters import Counters
 from capture.gate import Answer, Gate, refusal
 from capture.model_hosts import ModelHosts
 from capture.people import Person
 from capture.recorder import PASSAGE, Passage
-from capture.relay import lift_limits
+from capture.relay import UNREAD, Tunnel, lift_limits
 from capture.secret import without_secrets
 from capture.upstream import Routes, Upstream
 
@@ -82,7 +82,7 @@ class Door:
         else:
             host, path = own.recorded_as
             flow.metadata[PASSAGE] = self._passage(own.reason, own.person, host, path)
-        answer(flow, own)
+        answer(flow, own, unread=own.recorded_as is None)
 
 
 class ReverseDoor(Door):
@@ -143,7 +143,7 @@ class ForwardDoor(Door):
         self._routes = routes
         self._hosts = hosts
         self._open = open_to_all_hosts
-        self._people: dict[str, Person] = {}  # by connection, as its CONNECT said
+        self._admitted: dict[str, Person | None] = {}  # by connection: whose tunnel it is since its CONNECT
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """An agent asks for a tunnel."""
@@ -152,25 +152,26 @@ class ForwardDoor(Door):
         person = self._gate.proxy_person(credentials)
         if isinstance(person, Answer):
             self._counters.refused[person.reason] += 1
-            answer(flow, person)
+            _close_after(flow, person)
             return
-        if person is not None:
-            self._people[flow.client_conn.id] = person
         if address in self._hosts:
+            self._admitted[flow.client_conn.id] = person
             # Answered here and now, so that mitmproxy opens no connection that a route may send elsewhere.
             flow.response = http.Response.make(200)
             flow.response.headers.clear()
             flow.response.reason = "Connection established"
         elif self._open:
+            self._admitted[flow.client_conn.id] = person
             self._counters.passed["tunnel"] += 1
         else:
             self._counters.refused["host"] += 1
-            answer(flow, _other_host())
+            _close_after(flow, _other_host())
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
         """A tunnel was refused, by us or because its host cannot be reached; mitmproxy's own words advise mitmproxy."""
+        self._admitted.pop(flow.client_conn.id, None)
         if flow.response is not None and flow.response.status_code == 502:
-            answer(flow, refusal(502, "the host cannot be reached", reason="unreachable", kind="api_error"))
+            _close_after(flow, refusal(502, "the host cannot be reached", reason="unreachable", kind="api_error"))
 
     def next_layer(self, following: layer.NextLayer) -> None:
         """Inside a tunnel: nothing is looked at unless it leads to a model host."""
@@ -178,21 +179,22 @@ class ForwardDoor(Door):
         context = following.context
         address = context.server.address
         if following.layer is None and len(context.layers) > 2 and address and address[:2] not in self._hosts:
-            following.layer = TCPLayer(context, ignore=True)
+            following.layer = Tunnel(context, self._proxyserver.connections[context.client.id])
 
     def client_disconnected(self, client: connection.Client) -> None:
         """The agent's connection is gone."""
-        self._people.pop(client.id, None)
+        self._admitted.pop(client.id, None)
 
     def _enter(self, flow: http.HTTPFlow) -> None:
         request = flow.request
         address = (request.host, request.port)
         credentials = request.headers.pop("proxy-authorization", None)
-        inside_tunnel = flow.server_conn.address is not None  # CONNECT named it
+        # Not what mitmproxy says of the connection: it keeps the address of a CONNECT that was refused.
+        inside_tunnel = flow.client_conn.id in self._admitted
         if not inside_tunnel and self._is_self(address):
             self._enter_self(flow, credentials)
             return
-        person = self._people.get(flow.client_conn.id) if inside_tunnel else self._gate.proxy_person(credentials)
+        person = self._admitted[flow.client_conn.id] if inside_tunnel else self._gate.proxy_person(credentials)
         if isinstance(person, Answer):
             self._say(flow, person)
             return
@@ -253,13 +255,22 @@ def redirect(request: http.Request, upstream: Upstream) -> None:
         request.authority = ""  # of a target in absolute form: an origin server is asked by its path alone
 
 
-def answer(flow: http.HTTPFlow, own: Answer) -> None:
-    """Give the recorder's own answer instead of an upstream's."""
+def answer(flow: http.HTTPFlow, own: Answer, *, unread: bool = True) -> None:
+    """Give the recorder's own answer instead of an upstream's; `unread`: nobody wants the request's body."""
+    if unread:
+        flow.metadata[UNREAD] = True
     body = b"" if flow.request.method == "HEAD" else own.body
     response = http.Response.make(own.status, body, {"content-type": own.content_type})
     for name, value in own.headers:
         response.headers[name] = value
     flow.response = response
+
+
+def _close_after(flow: http.HTTPFlow, own: Answer) -> None:
+    """Refuse a tunnel; what mitmproxy remembers of it goes with the connection."""
+    answer(flow, own)
+    if flow.response is not None:
+        flow.response.headers["connection"] = "close"
 
 
 def _other_host() -> Answer:

@@ -12,12 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from capture.counters import Counters, Gauges, exposition
+from capture.otlp import HOST as OTLP_HOST
 from capture.people import People, Person
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-OTLP_HOST = "agentdyno.otlp"
-"""The host of recorded telemetry: nobody's server, the recorder took it itself."""
-
 _OTLP_PATHS = frozenset({"/otlp/v1/traces", "/otlp/v1/logs", "/otlp/v1/metrics"})
 _PERSON_PATH = "/p/"
 _JSON = "application/json"
@@ -136,9 +134,14 @@ class Gate:
         bare = path.partition("?")[0]
         if bare == "/healthz" and method in ("GET", "HEAD"):
             fault = self._health()
-            state = {"status": "recording"} if fault is None else {"status": "stopped", "reason": fault}
-            paused = fault is None and self._gauges().paused
-            body = json.dumps({"status": "paused"} if paused else state).encode()
+            gauges = self._gauges()
+            if fault is not None:
+                state = {"status": "stopped", "reason": fault}
+            else:
+                state = {"status": "paused" if gauges.paused else "recording"}
+                if gauges.overfull:
+                    state["warning"] = "no further journal can be begun; the full one goes on while the disk takes it"
+            body = json.dumps(state).encode()
             return Answer(status=200 if fault is None else 503, body=body, content_type=_JSON, reason="health")
         if bare == "/metrics" and method in ("GET", "HEAD"):
             # Behind a TLS front every peer is loopback; then the name that was asked for tells.
@@ -162,9 +165,10 @@ class Gate:
         return None
 
     def _is_own_origin(self, origin: str | None) -> bool:
-        if origin is None or not origin.startswith(("http://", "https://")):
+        scheme, _, authority = (origin or "").partition("://")
+        if scheme.lower() not in ("http", "https"):
             return True  # none, `null`, or an editor's own scheme
-        return host_of(origin.partition("://")[2]) in self._names
+        return host_of(authority) in self._names
 
 
 def host_of(authority: str) -> str:

@@ -83,7 +83,10 @@ class Upstream:
 def _shown(url: str) -> str:
     """An address for people: without user information, keys and what looks like one."""
     plain = without_secrets(SecretFilter(b"").host(url))
-    return "/".join("…" if _may_be_a_key(part) else part for part in plain.split("/"))
+    at = plain.find("/", plain.find("://") + 3 if "://" in plain else 0)
+    if at < 0:
+        return plain
+    return plain[:at] + "/".join("…" if _may_be_a_key(part) else part for part in plain[at:].split("/"))
 
 
 def _may_be_a_key(part: str) -> bool:

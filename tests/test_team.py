@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import json
 import re
@@ -111,9 +112,11 @@ def test_whose_token(store: Store) -> None:
     assert len(ada) in {secret.length for secret in store.seen_secrets()}
 
 
-@pytest.mark.parametrize("text", ["[[person]]\nname = 1", "not toml", '[[person]]\nname = "a"', "person = 3"])
-def test_a_damaged_file_of_people_is_named(store: Store, text: str) -> None:
-    (store.path / FILE_NAME).write_text(text)
+@pytest.mark.parametrize(
+    "data", [b"[[person]]\nname = 1", b"not toml", b'[[person]]\nname = "a"', b"person = 3", b"\xff"]
+)
+def test_a_damaged_file_of_people_is_named(store: Store, data: bytes) -> None:
+    (store.path / FILE_NAME).write_bytes(data)
     with pytest.raises(PeopleError, match="is damaged"):
         People.load(store)
 
@@ -162,6 +165,7 @@ def enter(
         ("rebound.example:8443", None, False),
         ("127.0.0.1.rebound.example", None, False),
         ("recorder.example", "https://page.example", False),
+        ("recorder.example", "HTTPS://page.example", False),
     ],
 )
 def test_names_and_origins(authority: str, origin: str | None, passes: bool) -> None:
@@ -206,6 +210,17 @@ def test_health_says_why_without_a_path() -> None:
     assert isinstance(answer, Answer)
     assert answer.status == 503
     assert json.loads(answer.body) == {"status": "stopped", "reason": "the store cannot be written"}
+
+
+def test_health_warns_of_a_journal_that_nothing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = gate()
+    gauges = dataclasses.replace(at._gauges(), overfull=True)
+    monkeypatch.setattr(at, "_gauges", lambda: gauges)
+    answer = enter(at, "/healthz")
+    assert isinstance(answer, Answer)
+    assert answer.status == 200
+    assert json.loads(answer.body)["status"] == "recording"
+    assert "no further journal" in json.loads(answer.body)["warning"]
 
 
 def test_the_numbers_are_what_prometheus_reads() -> None:
