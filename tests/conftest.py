@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tarfile
 from pathlib import Path
 
@@ -17,3 +18,17 @@ def weka_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(DATA / "weka-traces.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give signals their usual meaning back: a job in the background or under `nohup` ignores some, and so would
+    every program that a test starts and interrupts on purpose.
+    """
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)

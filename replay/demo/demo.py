@@ -272,6 +272,8 @@ def _terminate_like_interrupt() -> Iterator[None]:
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         # The same route, not only the same end: a running event loop takes SIGINT in order, and an exception that
         # is raised in the middle of one of its callbacks does not.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background, which must end all the same
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     # Under nohup SIGHUP is ignored, and stays so.
