@@ -22,9 +22,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from capture.intervals import Interval, subtract, union
 from capture.trajectory import Request, Trajectory
-
-type Interval = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,35 +64,6 @@ class ContributorActivity:
     agents: int  # chains, however long each lived
     concurrency: Concurrency
     peak: int | None  # None: the sources do not tell
-
-
-def union(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
-    """The same time as disjoint intervals in order; empty ones are dropped."""
-    joined: list[Interval] = []
-    for start, end in sorted(intervals):
-        if end <= start:
-            continue
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return tuple(joined)
-
-
-def subtract(intervals: Iterable[Interval], taken: Iterable[Interval]) -> tuple[Interval, ...]:
-    """What of the intervals no other covers."""
-    left: list[Interval] = []
-    holes = union(taken)
-    for start, end in union(intervals):
-        for hole_start, hole_end in holes:
-            if hole_end <= start or hole_start >= end:
-                continue
-            if hole_start > start:
-                left.append((start, hole_start))
-            start = min(end, hole_end)
-        if start < end:
-            left.append((start, end))
-    return tuple(left)
 
 
 def concurrency(agents: Iterable[Sequence[Interval]]) -> Concurrency:

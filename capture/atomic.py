@@ -11,15 +11,37 @@ from pathlib import Path
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write by rename, so that no reader ever sees half a file; `mode` as for open(2), less the umask."""
+    draft = write_draft(path, data, mode=mode)
+    try:
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_once(path: Path, data: bytes, *, mode: int) -> bool:
+    """Write a file that is not there yet; False where another process was first, whose file then stays."""
+    draft = write_draft(path, data, mode=mode)
+    try:
+        path.hardlink_to(draft)  # unlike a rename, a link never replaces the other's file
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink()
+    return True
+
+
+def write_draft(path: Path, data: bytes, *, mode: int) -> Path:
+    """A new file beside `path`, to be renamed into its place."""
     # The folder may be one that others write to: a name nobody can guess, and never a file that is already there.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             file.write(data)
-        draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+    return draft
 
 
 @contextmanager

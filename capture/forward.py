@@ -10,13 +10,13 @@ import datetime
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mitmproxy import certs
 
-from capture.roots import certificates_in, draft_private, private_folder, read_roots, write_private
+from capture.atomic import write_once
+from capture.roots import certificates_in, private_folder, read_roots, write_private
 
 _KEY_BITS = 2048
 
@@ -49,7 +49,7 @@ def prepare_ca(folder: Path, environment: Mapping[str, str] = os.environ) -> Aut
         roots_pem=folder / "roots.pem",
     )
     if not authority.key_pem.exists():
-        _write_once(authority.key_pem, _new_authority(folder))
+        write_once(authority.key_pem, _new_authority(folder), mode=0o600)
     authority.key_pem.chmod(0o600)
     certificate = _certificate(authority) + b"\n"
     roots = read_roots(environment)
@@ -115,10 +115,3 @@ def _new_authority(folder: Path) -> bytes:
             Path(made), "new", _KEY_BITS, organization="agentdyno", cn="agentdyno recorder on this machine"
         )
         return (Path(made) / "new-ca.pem").read_bytes()
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    draft = draft_private(path, content)
-    with suppress(FileExistsError):
-        path.hardlink_to(draft)  # unlike a rename, a link never replaces what another made
-    draft.unlink()

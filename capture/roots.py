@@ -65,18 +65,6 @@ def write_private(path: Path, content: bytes) -> None:
         write_atomically(path, content, mode=0o600)
 
 
-def draft_private(path: Path, content: bytes) -> Path:
-    """A file beside `path`, of a name that no other process or thread takes."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(content)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    return draft
-
-
 def _files(environment: Mapping[str, str]) -> Iterator[bytes]:
     # A minimal container has no roots of its own; certifi comes with mitmproxy.
     with suppress(ModuleNotFoundError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import zstandard
 
+from capture.atomic import write_draft
 from capture.trajectory import Trajectory
 
 FORMAT_VERSION = 1
@@ -50,12 +50,9 @@ class Shelf:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for trajectory in trajectories:
                 final = self._path(trajectory.session_id)
-                draft = final.with_name(f".{final.name}.{os.getpid()}")
-                drafts.append((draft, final))
                 data = msgspec.json.encode(_Envelope(version=FORMAT_VERSION, trajectory=trajectory))
-                descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(zstandard.ZstdCompressor(level=6).compress(data))
+                packed = zstandard.ZstdCompressor(level=6).compress(data)
+                drafts.append((write_draft(final, packed, mode=0o600), final))
             replaced = [_id_of(final) for _, final in drafts if final.exists()]
             for draft, final in drafts:
                 draft.replace(final)

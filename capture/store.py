@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from capture.atomic import write_atomically
+from capture.atomic import write_atomically, write_once
 from capture.exchange import Exchange
 from capture.secret import SecretKind, SeenSecret
 
@@ -133,12 +132,4 @@ def _make_key(folder: Path) -> None:
     if final.exists():
         return
     folder.chmod(0o700)
-    draft = folder / f".store.key.{os.getpid()}.{os.urandom(4).hex()}"
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(KEY_BYTES))
-        with suppress(FileExistsError):
-            final.hardlink_to(draft)  # unlike a rename, a link never replaces the other's key
-    finally:
-        draft.unlink()
+    write_once(final, os.urandom(KEY_BYTES), mode=0o600)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from capture.call import Message, Tool, ToolUse
+from capture.intervals import union_length
 from capture.trajectory import CaptureQuality, PooledMessage, Request, ToolCall, Trajectory
 from curate.language import language_mix
 from curate.table import SCHEMA_VERSION
@@ -435,16 +436,6 @@ def _request(row: Row, *, with_text: bool) -> Request:
     )
 
 
-def _union_us(spans: Sequence[tuple[int, int]]) -> int | None:
-    """Time covered by at least one span."""
-    covered, reached = 0, None
-    for start, stop in sorted(spans):
-        begin = start if reached is None else max(start, reached)
-        covered += max(0, stop - begin)
-        reached = stop if reached is None else max(reached, stop)
-    return covered if spans else None
-
-
 def _derived_session(requests: Sequence[Row], tool_calls: Sequence[Row]) -> Row:
     """What `requests` and `tool_calls` alone tell about a session; everything else is unknown."""
     spent = [row for row in requests if row["t_send_us"] is not None and row["t_end_us"] is not None]
@@ -464,8 +455,8 @@ def _derived_session(requests: Sequence[Row], tool_calls: Sequence[Row]) -> Row:
         "t0_utc": None,
         "models": list(dict.fromkeys(row["model"] for row in requests)),
         "duration_us": max((row["t_end_us"] for row in requests if row["t_end_us"] is not None), default=None),
-        "api_us": _union_us([(row["t_send_us"], row["t_end_us"]) for row in spent]),
-        "tool_us": _union_us(gaps),
+        "api_us": union_length((row["t_send_us"], row["t_end_us"]) for row in spent) if spent else None,
+        "tool_us": union_length(gaps) if gaps else None,
         "human_us": sum(us for us in thinks if us is not None) if any(us is not None for us in thinks) else None,
         "num_user_messages": None,
         "num_subagents": len({row["agent_path"] for row in requests if row["agent_path"].startswith("main/")}),

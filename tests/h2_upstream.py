@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+
+from tests.loop_server import running_on_loopback
 
 
 @dataclass
@@ -81,29 +82,8 @@ def running_h2_upstream(leaf: Path) -> Iterator[H2Upstream]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(leaf)
     context.set_alpn_protocols(["h2"])
-    loop = asyncio.new_event_loop()
-    started, stop = threading.Event(), asyncio.Event()
-
-    async def main() -> None:
-        server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, ssl=context)
-        upstream.port = server.sockets[0].getsockname()[1]
-        started.set()
-        await stop.wait()
-        server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
-    thread.start()
-    started.wait(10)
-    try:
+    with running_on_loopback(upstream.serve, context=context) as upstream.port:
         yield upstream
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
 
 
 class H2Client:

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.loop_server import running_on_loopback
 
 ROOT = Path(__file__).parent.parent
 GZIP_BODY = gzip.compress(b'{"answer": "' + b"x" * 5000 + b'"}', mtime=0)
@@ -82,30 +83,8 @@ class Upstream:
 def running_upstream(port: int = 0) -> Iterator[Upstream]:
     """The server in a thread of its own, gone at the end; `port` 0: a free one."""
     upstream = Upstream()
-    loop = asyncio.new_event_loop()
-    started = threading.Event()
-    stop = asyncio.Event()
-
-    async def main() -> None:
-        server = await asyncio.start_server(upstream.serve, "127.0.0.1", port)
-        upstream.port = server.sockets[0].getsockname()[1]
-        started.set()
-        await stop.wait()
-        server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
-    thread.start()
-    started.wait(10)
-    try:
+    with running_on_loopback(upstream.serve, port=port) as upstream.port:
         yield upstream
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
 
 
 def agentdyno(*arguments: str, planted: str = "") -> list[str]:

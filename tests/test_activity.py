@@ -18,10 +18,9 @@ from capture.activity import (
     concurrency,
     peak_of,
     session_activity,
-    subtract,
-    union,
     with_peaks,
 )
+from capture.intervals import subtract, union
 from capture.trajectory import Request, ToolCall, Trajectory
 from tests.sample_sessions import request, text_session
 

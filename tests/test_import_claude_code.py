@@ -19,6 +19,7 @@ from capture.importers.imported import ImportFault
 from capture.importers.log_session import LogSession
 from capture.pool import render
 from capture.store import Store
+from tests.log_stamps import printed_stamps
 from tests.mutated_logs import mutated_logs
 from tests.recorded_sessions import recorded
 
@@ -184,13 +185,7 @@ def test_golden_sub_agent() -> None:
 def test_golden_tool_times_are_the_commands_own() -> None:
     """The commands print the machine's clock at their start and end."""
     session = next(session for session in read_log(GOLDEN) if len(session.calls) > 1)
-    printed = {
-        message.tool_call_id: [float(found) for found in re.findall(r"\d{10}\.\d{6}", message.content)]
-        for call in session.calls
-        for message in call.messages
-        if message.role == "tool"
-    }
-    ran = {name: stamps for name, stamps in printed.items() if name is not None and len(stamps) == 2}
+    ran = printed_stamps(session)
     assert len(ran) == 3
     times = {time.tool_call_id: time for time in session.tool_times}
     told = 0

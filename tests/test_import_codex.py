@@ -19,6 +19,7 @@ from capture.command import capture
 from capture.importers.codex import import_codex, read_log
 from capture.importers.imported import ImportFault
 from capture.importers.log_session import LogSession
+from tests.log_stamps import printed_stamps
 from tests.mutated_logs import mutated_logs
 
 GOLDEN = Path(__file__).parent / "logs" / "codex"
@@ -185,13 +186,7 @@ def test_golden_compaction() -> None:
 def test_golden_tool_times_are_the_commands_own() -> None:
     """The commands print the machine's clock at their start and end."""
     session = next(session for session in read_log(GOLDEN) if len(session.calls) > 1)
-    printed = {
-        message.tool_call_id: [float(found) for found in re.findall(r"\d{10}\.\d{6}", message.content)]
-        for call in session.calls
-        for message in call.messages
-        if message.role == "tool"
-    }
-    ran = {name: stamps for name, stamps in printed.items() if name is not None and len(stamps) == 2}
+    ran = printed_stamps(session)
     assert len(ran) == 3
     times = {time.tool_call_id: time for time in session.tool_times}
     assert len(times) == 5
