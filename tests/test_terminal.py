@@ -237,10 +237,11 @@ def test_exit_codes_and_signals_pass_through_without_a_terminal(tmp_path: Path, 
 def test_sigterm_is_passed_on_and_the_agent_decides(tmp_path: Path) -> None:
     (tmp_path / "launch.py").write_text(LAUNCH)
     (tmp_path / "agent.py").write_text(
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(21))\n"
-        "signal.signal(signal.SIGHUP, lambda *_: print('hup', flush=True))\n"
-        "print('up', flush=True)\n"
+        # Not print: the signal may come while the line before it is still being printed.
+        "signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'hup\\n'))\n"
+        "os.write(1, b'up\\n')\n"
         "while True: time.sleep(0.05)\n"
     )
     process = subprocess.Popen(start(tmp_path), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
