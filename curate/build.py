@@ -31,6 +31,7 @@ from curate.manifest import (
     MANIFEST,
     WORK,
     DatasetFault,
+    Drop,
     FileEntry,
     Inputs,
     Manifest,
@@ -155,7 +156,7 @@ def build_sources(
         tasks = _tasks(sources, out, tokenizer, recipe, dropped, tell)
         receipts = list(_run(tasks, known, out, jobs or os.cpu_count() or 1, tell))
         for receipt in receipts:
-            dropped.update(receipt.dropped)
+            dropped.update({drop.reason: drop.n for drop in receipt.drops})
         entries = [entry for receipt in receipts for entry in receipt.sessions]
         if not entries:
             reasons = "; ".join(f"{reason} ({n}×)" for reason, n in dropped.most_common(3))
@@ -167,15 +168,17 @@ def build_sources(
         manifest = Manifest(
             format=FORMAT,
             schema=SCHEMA_VERSION,
+            tier="full",
             digest=content_digest(entries),
             inputs=inputs,
+            recipe=recipe,
             rows={table.name: sum(receipt.files[table.name].rows for receipt in receipts) for table in TABLES},
             shards=tuple(receipts),
             papers=(),
-            dropped=dict(sorted(dropped.items())),
+            drops=tuple(Drop(stage="read", reason=reason, n=n) for reason, n in sorted(dropped.items())),
         )
         tell.step("statistics, plots, card")
-        papers = write_papers(out, manifest, recipe)
+        papers = write_papers(out, manifest)
         manifest = replace(manifest, papers=tuple(_entry(out, path) for path in sorted(papers)))
         write_json(out / MANIFEST, manifest)
         shutil.rmtree(out / WORK)
@@ -185,7 +188,7 @@ def build_sources(
         rows=manifest.rows,
         shards=len(receipts),
         reused_shards=tell.reused,
-        dropped=manifest.dropped,
+        dropped={drop.reason: drop.n for drop in manifest.drops},
         redactions=dict(sorted(sum((Counter(receipt.redactions) for receipt in receipts), Counter()).items())),
     )
 

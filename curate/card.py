@@ -56,14 +56,14 @@ SIZES = (
 )
 
 
-def write_papers(folder: Path, manifest: Manifest, recipe: Recipe) -> tuple[Path, ...]:
+def write_papers(folder: Path, manifest: Manifest) -> tuple[Path, ...]:
     """Write statistics, plots and card from the tables; gives the files written."""
     frames = read_frames(folder, manifest)
     stats = compute_stats(frames, manifest)
     plots = draw_plots(frames, folder)
     for stray in set((folder / "plots").glob("*.png")) - {folder / plot.path for plot in plots}:
         stray.unlink()
-    write_atomically(folder / CARD, card(stats, plots, recipe).encode())
+    write_atomically(folder / CARD, card(stats, plots, manifest.recipe).encode())
     write_json(folder / STATS, stats)
     return (folder / CARD, folder / STATS, *(folder / plot.path for plot in plots))
 

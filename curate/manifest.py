@@ -1,6 +1,8 @@
 """The manifest of a dataset folder: which files belong to it, what they hold, and what they were made from.
 
-`manifest.json` is written last, by rename: a folder that has one is whole. Work in progress lies in `.build/`.
+`manifest.json` is written last, by rename: a folder that has one is whole. Work in progress lies in `.build/`; what
+the owner's next commands need and nobody else may have (receipts of work, review decisions) in `.private/`, which no
+manifest names, so it is never published.
 """
 
 from __future__ import annotations
@@ -8,15 +10,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from capture.atomic import write_atomically
+from curate.recipe import Recipe
 
-FORMAT = "agentdyno-dataset/1"
+FORMAT = "agentdyno-dataset/2"
 MANIFEST = "manifest.json"
 WORK = ".build"
+PRIVATE = ".private"
+
+type Tier = Literal["full", "text", "content-free"]
+"""`full`: as built, the owner's; `text` and `content-free`: as published."""
+
+type Stage = Literal["read", "filter", "duplicate", "sample", "review", "withdrawn"]
+"""Where a session was left out, in the order of the funnel."""
 
 
 class DatasetFault(ValueError):
@@ -41,14 +51,24 @@ class SessionEntry:
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Drop:
+    """Sessions (or sources that hold them) left out at one stage for one reason."""
+
+    stage: Stage
+    reason: str
+    n: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What one shard of work was made from and what it wrote; equal `input_digest` means nothing to do again."""
 
     input_digest: str
+    split: str
     files: dict[str, FileEntry]  # by table; empty when every session of the shard was dropped
     sessions: tuple[SessionEntry, ...]
-    dropped: dict[str, int]  # reason → sessions
+    drops: tuple[Drop, ...]
     redactions: dict[str, int]  # rule → findings
 
 
@@ -80,12 +100,24 @@ class Manifest:
 
     format: str
     schema: str  # version of the tables
+    tier: Tier
     digest: str  # SHA-256 over the sessions' digests, in order of session id
     inputs: Inputs
+    recipe: Recipe
     rows: dict[str, int]  # by table
     shards: tuple[Receipt, ...]
     papers: tuple[FileEntry, ...]  # card, statistics, plots; `rows` is 0
-    dropped: dict[str, int]  # reason → sessions or sources, over the whole build
+    drops: tuple[Drop, ...]  # over the whole build, in the order of the funnel
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that hold sessions, in the recipe's order."""
+        found = {shard.split for shard in self.shards}
+        return tuple(name for name in self.recipe.splits.shares if name in found)
+
+    def rows_of(self, table: str, split: str) -> int:
+        """Rows of a table in a split."""
+        return sum(shard.files[table].rows for shard in self.shards if shard.split == split and table in shard.files)
 
 
 def content_digest(sessions: list[SessionEntry]) -> str:

@@ -1,51 +1,278 @@
-"""A recipe: the few things about a dataset that its sessions cannot tell, as a TOML file."""
+"""A recipe: what a dataset is made from and how, as one TOML file. Every key is optional; the defaults drop nothing.
+
+    name = "team-week-12"
+    pretty_name = "Team traces, week 12"
+    license = "CC-BY-4.0"              # SPDX id for sessions that bring none
+    consent = "all-contributors-agreed-2026-11"
+    card = "card.md"                   # text spliced into the card; beside the recipe
+    stores = ["../traces"]             # used where the command names no --store
+    labels = "labels.jsonl"            # outcome, repo_license, task_id, … by session_id
+
+    [filters]
+    min_turns = 2
+    harnesses = ["claude-code", "codex"]
+    complete = true
+
+    [duplicates]
+    exact = "drop"
+    near = "drop"
+
+    [truncate]
+    context_tokens = 131072
+
+    [sample]
+    sessions = 500
+    by = "context_tokens_max"
+    edges = [0, 16000, 64000, 131072]
+    shares = [0.3, 0.5, 0.2]
+
+    [redaction]
+    identity = true
+
+    [splits]
+    by = "contributor"
+    shares = { train = 0.9, test = 0.1 }
+
+docs/CURATE.md has every key with its meaning.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
+
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+type OnDuplicate = Literal["keep", "mark", "drop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Limits that a session must hold to be kept; None or empty: no limit. `curate.filters` gives the reasons.
+
+    A session of which a limited quantity is unknown is dropped, with a reason that says so.
+    """
+
+    min_requests: int | None = None
+    max_requests: int | None = None
+    min_turns: int | None = None  # calls of kind `turn` on the main chain
+    max_turns: int | None = None
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    min_context_tokens: int | None = None  # longest prompt of the session
+    max_context_tokens: int | None = None
+    min_context_growth: float | None = None  # longest prompt of the main chain ÷ its first
+    max_context_growth: float | None = None
+    min_output_tokens: int | None = None  # sum over the session
+    max_output_tokens: int | None = None
+    max_errors: int | None = None  # requests that ended in an error
+    max_error_share: float | None = None
+    complete: bool | None = None  # True: no recorder gap, no missing body, all calls seen to their end
+    max_gaps: int | None = None
+    outcomes: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()  # at least one of them among the files touched
+    not_languages: tuple[str, ...] = ()
+    min_language_share: float | None = None  # of the named languages together
+    repo_licenses: tuple[str, ...] = ()  # SPDX ids
+    licenses: tuple[str, ...] = ()
+    consents: tuple[str, ...] = ()
+    require_consent: bool | None = None
+    harnesses: tuple[str, ...] = ()
+    not_harnesses: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # glob patterns; every model that a session's turns called must match one
+    not_models: tuple[str, ...] = ()  # glob patterns; none may match
+    sources: tuple[str, ...] = ()
+    require_text: bool | None = None
+    require_times: bool | None = None
+    exclude_sessions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicates:
+    """What to do with sessions that say the same; `mark` keeps them with `dup_cluster` and `dup_role`."""
+
+    exact: OnDuplicate = "keep"
+    near: OnDuplicate = "keep"  # MinHash over token shingles, and a session that is the head of another
+    similarity: float = 0.85  # Jaccard, from which two sessions are near duplicates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncate:
+    """Cut what is too long rather than drop the session."""
+
+    context_tokens: int | None = None  # requests from the first prompt (by our count) beyond this on are left out
+    message_bytes: int | None = 8_000_000  # longer contents are cut in the middle; `messages.truncated_bytes` says so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Keep so many sessions, drawn by a seeded hash, so that a quantity is spread as asked."""
+
+    sessions: int | None = None  # None: as many as the shares allow
+    seed: int = 0
+    by: str | None = None  # a numeric or text column of `sessions`; None: draw evenly
+    edges: tuple[float, ...] = ()  # of bins [a, b); the last holds its upper edge too
+    values: tuple[str, ...] = ()  # instead of edges, for a text column
+    shares: tuple[float, ...] = ()  # one per bin or value; they sum to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedactionPolicy:
+    """What is taken out of texts. Secrets always are."""
+
+    identity: bool = True  # e-mails, user names, home paths, host names, git remotes: consistent pseudonyms
+    scanner: bool = True  # betterleaks beside our own rules; without it recall is lower, and the card says so
+    values: tuple[str, ...] = ()  # exact texts to take out as well, such as a project's code name
+    allow: tuple[str, ...] = ()  # exact texts that are no finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """How sessions are divided; the same group always lands in the same split."""
+
+    by: Literal["session", "contributor", "task_id", "harness"] = "session"
+    shares: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What `stats.json` and the card show."""
+
+    by: tuple[str, ...] = ("model", "harness")  # parts of every quantity
+    plots: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a recipe file may set; every key is optional.
-
-    Example: `name = "team-week-12"`, `pretty_name = "Team traces, week 12"`, `license = "CC-BY-4.0"`,
-    `card = "card.md"` (beside the recipe), `tokenizer = "o200k_base"`, `language = ["en"]`, `tags = ["internal"]`.
-    """
+    """Everything about a dataset that its sessions cannot tell. Holds no path of the machine: it is published."""
 
     name: str | None = None
     pretty_name: str | None = None
     license: str | None = None  # SPDX id for sessions that bring none
+    consent: str | None = None  # for sessions that bring none
     tokenizer: str | None = None
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     card: str | None = None  # text spliced into the card
+    filters: Filters = Filters()
+    duplicates: Duplicates = Duplicates()
+    truncate: Truncate = Truncate()
+    sample: Sample = Sample()
+    redaction: RedactionPolicy = RedactionPolicy()
+    splits: Splits = field(default_factory=Splits)
+    statistics: Statistics = Statistics()
 
 
-def read_recipe(path: Path) -> Recipe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFile:
+    """A recipe and what it names on this machine; paths count from the recipe's own folder."""
+
+    recipe: Recipe
+    stores: tuple[Path, ...]
+    labels: Path | None
+
+
+def read_recipe(path: Path) -> RecipeFile:
     """Read a recipe; raises ValueError naming the file and the key that is wrong."""
     try:
         found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
         raise ValueError(f"recipe {path}: {fault}") from fault
-    known = {field.name for field in fields(Recipe)}
-    unknown = sorted(found.keys() - known)
-    if unknown:
-        raise ValueError(f"recipe {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    for key, value in found.items():
-        if key in ("language", "tags"):
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"recipe {path}: {key} must be a list of texts")
-            found[key] = tuple(value)
-        elif not isinstance(value, str):
-            raise ValueError(f"recipe {path}: {key} must be a text")
-    if "card" in found:
-        card = path.parent / found["card"]
+    stores, labels = found.pop("stores", []), found.pop("labels", None)
+    if not isinstance(stores, list) or not all(isinstance(item, str) for item in stores):
+        raise ValueError(f"recipe {path}: stores must be a list of folders")
+    if labels is not None and not isinstance(labels, str):
+        raise ValueError(f"recipe {path}: labels must be the name of a file")
+    _refuse_unknown(found, Recipe, f"recipe {path}:")
+    try:
+        recipe = msgspec.convert({"name": path.stem, **found}, Recipe)
+    except msgspec.ValidationError as fault:
+        raise ValueError(f"recipe {path}: {_in_words(str(fault))}") from fault
+    _check(recipe, path)
+    if recipe.card is not None:
+        card = path.parent / recipe.card
         try:
-            found["card"] = card.read_text(encoding="utf-8")
+            recipe = replace(recipe, card=card.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as fault:
             raise ValueError(f"recipe {path}: card text {card} cannot be read: {fault}") from fault
-    return Recipe(**{"name": path.stem, **found})
+    return RecipeFile(
+        recipe=recipe,
+        stores=tuple(path.parent / Path(store).expanduser() for store in stores),
+        labels=None if labels is None else path.parent / labels,
+    )
+
+
+def _refuse_unknown(found: dict[str, Any], type_: type, where: str) -> None:
+    known = {each.name: each for each in fields(type_)}
+    extra = {"stores", "labels"} if type_ is Recipe else set()
+    for key, value in found.items():
+        if key not in known:
+            raise ValueError(f"{where} unknown key {key!r}; known are {', '.join(sorted(known.keys() | extra))}")
+        default = TABLES.get(key) if type_ is Recipe else None
+        if default is not None:
+            if not isinstance(value, dict):
+                raise ValueError(f"{where} {key} must be a table: [{key}]")
+            _refuse_unknown(value, default, f"{where} [{key}]")
+
+
+def _in_words(fault: str) -> str:
+    """msgspec's sentence in a recipe's words: `Expected `int | null`, got `str` - at `$.filters.min_turns``."""
+    said, _, place = fault.partition(" - at ")
+    match = re.fullmatch(r"Expected `([^`]*)`, got `([^`]*)`", said)
+    if match is not None:
+        wanted = " or ".join(TYPES.get(word, word) for word in match[1].split(" | ") if word != "null")
+        said = f"must be {wanted}, not {TYPES.get(match[2], match[2])}"
+    return f"{place.strip('`').removeprefix('$.')} {said}" if place else said
+
+
+TYPES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    sample, splits = recipe.sample, recipe.splits
+    bins = len(sample.values) or max(0, len(sample.edges) - 1)
+    for wrong, said in (
+        (bool(sample.edges and sample.values), "[sample] takes edges or values, not both"),
+        (bool(sample.shares) and sample.by is None, "[sample] shares need `by`, the column that they are about"),
+        (
+            bool(sample.shares) and len(sample.shares) != bins,
+            f"[sample] has {len(sample.shares)} shares for {bins} bins",
+        ),
+        (bool(sample.shares) and abs(sum(sample.shares) - 1) > 1e-6, "[sample] shares must sum to 1"),
+        (any(a >= b for a, b in pairwise(sample.edges)), "[sample] edges must rise"),
+        (sample.sessions is not None and sample.sessions < 1, "[sample] sessions must be at least 1"),
+        (not splits.shares or abs(sum(splits.shares.values()) - 1) > 1e-6, "[splits] shares must sum to 1"),
+        (any(share <= 0 for share in splits.shares.values()), "[splits] each share must be above 0"),
+        (
+            any(SPLIT_NAME.fullmatch(name) is None for name in splits.shares),
+            "[splits] a name is lower-case letters, digits and underscores",
+        ),
+        (not 0 < recipe.duplicates.similarity <= 1, "[duplicates] similarity lies in (0, 1]"),
+    ):
+        if wrong:
+            raise ValueError(f"recipe {path}: {said}")
+
+
+TABLES: dict[str, type] = {
+    "filters": Filters,
+    "duplicates": Duplicates,
+    "truncate": Truncate,
+    "sample": Sample,
+    "redaction": RedactionPolicy,
+    "splits": Splits,
+    "statistics": Statistics,
+}

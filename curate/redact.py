@@ -13,7 +13,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from capture.call import Message
@@ -35,6 +35,15 @@ _REMEMBERED_TEXTS = 50_000
 _REMEMBERED_LENGTH = 2_000  # longer texts do not repeat often enough to be kept
 # Identities of our own making: the session's, and the journal's record.
 _NOT_TEXT = frozenset({"session_id", "agent_path", "exchange_id"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redacted:
+    """A session after redaction."""
+
+    trajectory: Trajectory
+    counts: Counter[str]  # kind → findings, everywhere in the session
+    by_message: tuple[int, ...]  # findings in each message of the pool
 
 
 class Redactor:
@@ -80,15 +89,22 @@ class Redactor:
         result: Message = self._walk(message, counts)
         return result, counts
 
-    def trajectory(self, trajectory: Trajectory) -> tuple[Trajectory, Counter[str]]:
+    def trajectory(self, trajectory: Trajectory) -> Redacted:
         """The trajectory with every string redacted: messages, arguments, reasoning, tool schemas, names, errors.
 
         Only ids that agentdyno made itself are passed over. Equal values get equal placeholders, so a tool call and
         its result stay paired.
         """
         counts: Counter[str] = Counter()
-        result: Trajectory = self._walk(trajectory, counts)
-        return result, counts
+        by_message = []
+        pool = []
+        for pooled in trajectory.pool:
+            found: Counter[str] = Counter()
+            pool.append(self._walk(pooled, found))
+            by_message.append(found.total())
+            counts += found
+        rest = self._walk(replace(trajectory, pool=()), counts)
+        return Redacted(trajectory=replace(rest, pool=tuple(pool)), counts=counts, by_message=tuple(by_message))
 
     def _walk(self, value: Any, counts: Counter[str]) -> Any:
         if isinstance(value, str):

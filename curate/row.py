@@ -19,6 +19,7 @@ import msgspec
 from capture.call import Message, Tool, ToolUse
 from capture.intervals import union_length
 from capture.trajectory import CaptureQuality, PooledMessage, Request, ToolCall, Trajectory
+from curate.labels import Label
 from curate.language import language_mix
 from curate.table import SCHEMA_VERSION
 from curate.tally import RequestTally, Tally, ToolCallTally
@@ -55,6 +56,10 @@ class Provenance:
     redaction_policy: str | None = None
     redaction_counts: Mapping[str, int] | None = None  # None: no redaction ran
     message_redactions: Sequence[int] | None = None
+    message_truncated_bytes: Sequence[int] | None = None
+    truncated_requests: int | None = None
+    split: str = "train"
+    label: Label | None = None
 
 
 def published(trajectory: Trajectory) -> Trajectory:
@@ -211,7 +216,8 @@ def _session_row(trajectory: Trajectory, requests: list[Row], tally: Tally | Non
         "content_sha": _short_sha([message["content_sha"] for message in messages]) if messages else None,
         "dup_cluster": None,
         "dup_role": None,
-        "split": "train",
+        "split": known.split,
+        "truncated_requests": known.truncated_requests,
         "hash_scope": trajectory.hash_scope,
         "capture_quality": {
             "complete": trajectory.quality.complete,

@@ -15,11 +15,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capture.call import Message
 from capture.trajectory import Trajectory
 from curate.consistency import Inconsistent, check
-from curate.manifest import FileEntry, Receipt, SessionEntry, file_sha256
-from curate.redact import PLACEHOLDER
+from curate.manifest import Drop, FileEntry, Receipt, SessionEntry, file_sha256
+from curate.redact import Redacted
 from curate.row import Provenance, Row, Rows, rows_of
 from curate.table import REQUESTS, SESSIONS, TABLES, TOOL_CALLS, Table
 from curate.tally import Counter as Tokens
@@ -34,7 +33,7 @@ class Redacts(Protocol):
 
     policy: str
 
-    def trajectory(self, trajectory: Trajectory) -> tuple[Trajectory, Counter[str]]: ...
+    def trajectory(self, trajectory: Trajectory) -> Redacted: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,38 +70,29 @@ def build_shard(task: ShardTask) -> Receipt:
         except Inconsistent as fault:
             dropped[str(fault)] += 1
             continue
-        said = [_placeholders(pooled.message) for pooled in trajectory.pool]  # text may hold what looks like one
-        trajectory, found = task.redactor.trajectory(trajectory)
+        redacted = task.redactor.trajectory(trajectory)
         rows = rows_of(
-            trajectory,
-            tally(trajectory, counter),
+            redacted.trajectory,
+            tally(redacted.trajectory, counter),
             Provenance(
                 tokenizer=counter.encoding_name,
                 tokenizer_sha=counter.sha,
                 license=task.license,
                 redaction_policy=task.redactor.policy,
-                redaction_counts=found,
-                message_redactions=[
-                    max(0, _placeholders(pooled.message) - before)
-                    for pooled, before in zip(trajectory.pool, said, strict=True)
-                ],
+                redaction_counts=redacted.counts,
+                message_redactions=redacted.by_message,
             ),
         )
-        redactions += found
+        redactions += redacted.counts
         built.append(rows)
     return Receipt(
         input_digest=task.input_digest,
+        split="train",
         files=_write(task, built) if built else {},
         sessions=tuple(SessionEntry(session_id=rows.session["session_id"], digest=rows.digest) for rows in built),
-        dropped=dict(dropped),
+        drops=tuple(Drop(stage="filter", reason=reason, n=n) for reason, n in sorted(dropped.items())),
         redactions=dict(sorted(redactions.items())),
     )
-
-
-def _placeholders(message: Message) -> int:
-    """How many placeholders stand in a message."""
-    texts = (message.content, message.reasoning_content or "", *(use.arguments for use in message.tool_calls))
-    return sum(sum(1 for _ in PLACEHOLDER.finditer(text)) for text in texts if "<SECRET:" in text)
 
 
 def _write(task: ShardTask, built: Sequence[Rows]) -> dict[str, FileEntry]:

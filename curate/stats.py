@@ -275,11 +275,11 @@ def compute_stats(frames: Frames, manifest: Manifest) -> Stats:
         },
         quantities=quantities,
         funnel=Funnel(
-            read=kept + sum(manifest.dropped.values()),
+            read=kept + sum(drop.n for drop in manifest.drops),
             kept=kept,
             dropped=tuple(
-                Reason(reason=reason, n=n)
-                for reason, n in sorted(manifest.dropped.items(), key=lambda item: (-item[1], item[0]))
+                Reason(reason=drop.reason, n=drop.n)
+                for drop in sorted(manifest.drops, key=lambda drop: (-drop.n, drop.reason))
             ),
         ),
         redaction=Redaction(policies=_distinct(sessions, "redaction_policy"), counts=dict(sorted(redactions.items()))),

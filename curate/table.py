@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "agentdyno/2"
+SCHEMA_VERSION = "agentdyno/3"
 
 TEXT = pa.string()
 FLAG = pa.bool_()
@@ -165,6 +165,11 @@ SESSIONS = Table(
         ("dup_cluster", TEXT, "Name of the group of near duplicates."),
         ("dup_role", TEXT, "Role in that group: `kept` or `duplicate`."),
         ("split", TEXT, "Dataset split."),
+        (
+            "truncated_requests",
+            COUNT,
+            "Requests left out because their prompt was beyond the recipe's limit, and all after them on the chain.",
+        ),
         ("hash_scope", TEXT, "Scope in which `requests.block_hashes` compare: `session` or `release`."),
         (
             "capture_quality",

@@ -462,7 +462,7 @@ def test_bad_input_gets_one_sentence_and_code_2(
     [
         ("licence = 'MIT'", "unknown key 'licence'"),
         ("license = 3", "license must be a text"),
-        ("tags = 'x'", "tags must be a list of texts"),
+        ("tags = 'x'", "tags must be a list, not a text"),
         ("card = 'none.md'", "card text .*none.md cannot be read"),
         ("name = ", "Invalid value"),
     ],

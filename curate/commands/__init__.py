@@ -1,0 +1,1 @@
+"""The curate commands, grouped by what they do."""

@@ -1,0 +1,29 @@
+"""What the curate commands share: faults as sentences and exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from capture.fault import EnvironmentFault
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turn the library's errors into one sentence and an exit code."""
+    from capture.store import StoreError
+    from curate.manifest import DatasetFault
+    from curate.tokens import EncodingUnavailable
+
+    try:
+        yield
+    except (DatasetFault, StoreError) as fault:
+        raise click.UsageError(str(fault)) from fault
+    except EncodingUnavailable as fault:
+        raise EnvironmentFault(str(fault)) from fault
+    except ModuleNotFoundError as fault:
+        raise EnvironmentFault(
+            f"{fault.name} is not installed: install agentdyno with its extra [curate], or with [all] for every stage"
+        ) from fault
