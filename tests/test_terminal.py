@@ -195,8 +195,9 @@ def test_a_shell_can_stop_and_continue_it(tmp_path: Path, agent: Path) -> None:
 def test_an_interactive_shell_as_the_agent_has_its_own_job_control(tmp_path: Path) -> None:
     (tmp_path / "launch.py").write_text(LAUNCH.replace("[sys.executable, sys.argv[1]]", "sys.argv[1:]"))
     (tmp_path / "child.py").write_text(
-        "import signal, time\n"
-        "signal.signal(signal.SIGCONT, lambda *_: print(60 + 1, flush=True))\n"
+        "import os, signal, time\n"
+        # Written at once: print inside a handler is not reentrant.
+        "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'61\\n'))\n"
         "print(50 + 1, flush=True)\n"
         "while True: time.sleep(0.1)\n"
     )
