@@ -38,16 +38,32 @@ docs/CURATE.md has every key with its meaning.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
+from curate.language import LANGUAGES
+
+LEAST_MESSAGE_BYTES = 1000
+SUM_ERROR = 1e-6  # thirds are written as .333333
+# Columns of `sessions` that say who a session is or what a build did with it: nothing to spread a sample by.
+OF_THE_BUILD = frozenset(
+    {
+        *("session_id", "source_ref", "sent_at", "metadata", "schema", "split", "dup_cluster", "dup_role"),
+        *("tokenizer", "tokenizer_sha", "tools_sha", "content_sha", "redaction_policy", "review", "review_digest"),
+    }
+)
 SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+# What quantities may be parted by, besides `kind` of tool or gap.
+PARTS = ("model", "harness", "harness_version", "source", "split", "language", "contributor", "outcome", "task_id")
 
 type OnDuplicate = Literal["keep", "mark", "drop"]
 
@@ -56,7 +72,8 @@ type OnDuplicate = Literal["keep", "mark", "drop"]
 class Filters:
     """Limits that a session must hold to be kept; None or empty: no limit. `curate.filters` gives the reasons.
 
-    A session of which a limited quantity is unknown is dropped, with a reason that says so.
+    A session of which a limited quantity is unknown is dropped, with a reason that says so. Lists of harnesses,
+    models, sources, licences and consents hold glob patterns, compared without regard to case. `false` asks nothing.
     """
 
     min_requests: int | None = None
@@ -85,8 +102,8 @@ class Filters:
     require_consent: bool | None = None
     harnesses: tuple[str, ...] = ()
     not_harnesses: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()  # glob patterns; every model that a session's turns called must match one
-    not_models: tuple[str, ...] = ()  # glob patterns; none may match
+    models: tuple[str, ...] = ()  # every model that a session's turns called must match one
+    not_models: tuple[str, ...] = ()  # none may match
     sources: tuple[str, ...] = ()
     require_text: bool | None = None
     require_times: bool | None = None
@@ -97,16 +114,16 @@ class Filters:
 class Duplicates:
     """What to do with sessions that say the same; `mark` keeps them with `dup_cluster` and `dup_role`."""
 
-    exact: OnDuplicate = "keep"
-    near: OnDuplicate = "keep"  # MinHash over token shingles, and a session that is the head of another
-    similarity: float = 0.85  # Jaccard, from which two sessions are near duplicates
+    exact: OnDuplicate = "keep"  # at least what `near` says: nothing is nearer
+    near: OnDuplicate = "keep"  # MinHash over five words in a row, and a session that another begins with
+    similarity: float = 0.85  # estimated Jaccard from which two sessions are near duplicates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncate:
     """Cut what is too long rather than drop the session."""
 
-    context_tokens: int | None = None  # requests from the first prompt (by our count) beyond this on are left out
+    context_tokens: int | None = None  # a longer prompt (by our count) ends its chain
     message_bytes: int | None = 8_000_000  # longer contents are cut in the middle; `messages.truncated_bytes` says so
 
 
@@ -145,7 +162,7 @@ class Splits:
 class Statistics:
     """What `stats.json` and the card show."""
 
-    by: tuple[str, ...] = ("model", "harness")  # parts of every quantity
+    by: tuple[str, ...] = ("model", "harness")  # parts of every quantity, from PARTS
     plots: bool = True
 
 
@@ -243,28 +260,123 @@ TYPES = {
 
 
 def _check(recipe: Recipe, path: Path) -> None:
-    sample, splits = recipe.sample, recipe.splits
-    bins = len(sample.values) or max(0, len(sample.edges) - 1)
-    for wrong, said in (
-        (bool(sample.edges and sample.values), "[sample] takes edges or values, not both"),
-        (bool(sample.shares) and sample.by is None, "[sample] shares need `by`, the column that they are about"),
+    for wrong, said in chain(
+        _limits(recipe.filters),
+        _lists(recipe),
+        _sample(recipe.sample),
+        _splits(recipe.splits),
         (
-            bool(sample.shares) and len(sample.shares) != bins,
-            f"[sample] has {len(sample.shares)} shares for {bins} bins",
+            (not 0 < recipe.duplicates.similarity <= 1, "[duplicates] similarity lies in (0, 1]"),
+            (
+                not set(recipe.statistics.by) <= set(PARTS),
+                f"[statistics] by takes {', '.join(PARTS)}, not "
+                + ", ".join(sorted(set(recipe.statistics.by) - set(PARTS))),
+            ),
+            (
+                recipe.truncate.message_bytes is not None and recipe.truncate.message_bytes < LEAST_MESSAGE_BYTES,
+                f"[truncate] message_bytes must be at least {LEAST_MESSAGE_BYTES}",
+            ),
+            (
+                recipe.truncate.context_tokens is not None and recipe.truncate.context_tokens < 1,
+                "[truncate] context_tokens must be at least 1",
+            ),
         ),
-        (bool(sample.shares) and abs(sum(sample.shares) - 1) > 1e-6, "[sample] shares must sum to 1"),
-        (any(a >= b for a, b in pairwise(sample.edges)), "[sample] edges must rise"),
-        (sample.sessions is not None and sample.sessions < 1, "[sample] sessions must be at least 1"),
-        (not splits.shares or abs(sum(splits.shares.values()) - 1) > 1e-6, "[splits] shares must sum to 1"),
-        (any(share <= 0 for share in splits.shares.values()), "[splits] each share must be above 0"),
-        (
-            any(SPLIT_NAME.fullmatch(name) is None for name in splits.shares),
-            "[splits] a name is lower-case letters, digits and underscores",
-        ),
-        (not 0 < recipe.duplicates.similarity <= 1, "[duplicates] similarity lies in (0, 1]"),
     ):
         if wrong:
             raise ValueError(f"recipe {path}: {said}")
+
+
+type Finding = tuple[bool, str]
+"""Whether something is wrong, and what to say then."""
+
+
+def _limits(filters: Filters) -> Iterator[Finding]:
+    for each in fields(filters):
+        value = getattr(filters, each.name)
+        if isinstance(value, int | float):
+            yield not 0 <= value < math.inf, f"[filters] {each.name} must be 0 or more"
+            if each.name.endswith("_share"):
+                yield value > 1, f"[filters] {each.name} is a share: it lies in [0, 1]"
+        other = f"max_{each.name.removeprefix('min_')}"
+        most = getattr(filters, other, None) if each.name.startswith("min_") else None
+        if value is not None and most is not None:
+            yield value > most, f"[filters] no session holds {each.name} = {value} and {other} = {most}"
+
+
+def _lists(recipe: Recipe) -> Iterator[Finding]:
+    from curate.labels import Outcome  # it needs the manifest, which holds a recipe
+
+    known_outcomes = get_args(Outcome.__value__)
+    filters = recipe.filters
+    for outcome in filters.outcomes:
+        said = f"[filters] outcome {outcome!r} is none of {', '.join(known_outcomes)}"
+        yield outcome not in known_outcomes, said
+    for language in (*filters.languages, *filters.not_languages):
+        known = ", ".join(sorted(LANGUAGES))
+        yield language not in LANGUAGES, f"[filters] language {language!r} is unknown; known are {known}"
+    yield (
+        filters.min_language_share is not None and not filters.languages,
+        "[filters] min_language_share needs `languages`, of which it is the share",
+    )
+    yield "" in recipe.redaction.values, "[redaction] values must not hold an empty text: it is everywhere"
+    yield "" in recipe.redaction.allow, "[redaction] allow must not hold an empty text"
+
+
+def _sample(sample: Sample) -> Iterator[Finding]:
+    bins = len(sample.values) or max(0, len(sample.edges) - 1)
+    shares = sample.shares
+    yield sample.sessions is not None and sample.sessions < 1, "[sample] sessions must be at least 1"
+    yield bool(sample.edges and sample.values), "[sample] takes edges or values, not both"
+    yield (
+        sample.by is None and bool(sample.edges or sample.values or shares),
+        "[sample] edges, values and shares need `by`, the column that they are about",
+    )
+    if sample.by is None:
+        return
+    columns = _columns()
+    yield (
+        sample.by not in columns,
+        f"[sample] cannot spread by {sample.by!r}; columns are {', '.join(sorted(columns))}",
+    )
+    number = columns.get(sample.by) == "number"
+    yield number and bool(sample.values), f"[sample] {sample.by} is a number: it takes edges, not values"
+    yield not number and bool(sample.edges), f"[sample] {sample.by} is a text: it takes values, not edges"
+    yield bins == 0, f"[sample] needs the {'edges' if number else 'values'} of {sample.by}, and a share for each"
+    yield len(shares) != bins, f"[sample] has {len(shares)} shares for {bins} bins"
+    yield (
+        any(not a < b for a, b in pairwise(sample.edges)) or any(not math.isfinite(edge) for edge in sample.edges),
+        "[sample] edges must be numbers that rise",
+    )
+    yield len(set(sample.values)) < len(sample.values), "[sample] a value stands twice"
+    yield any(not 0 <= share <= 1 for share in shares), "[sample] each share lies in [0, 1]"
+    yield not abs(sum(shares) - 1) <= SUM_ERROR, "[sample] shares must sum to 1"
+
+
+def _columns() -> dict[str, str]:
+    """What a sample can be spread by → number or text."""
+    import pyarrow as pa
+
+    from curate.table import SESSIONS
+
+    found = {"model": "text", "language": "text"}
+    for column in SESSIONS.columns:
+        if column.name in SESSIONS.text_columns | OF_THE_BUILD:
+            continue
+        if pa.types.is_integer(column.type):
+            found[column.name] = "number"
+        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            found[column.name] = "text"
+    return found
+
+
+def _splits(splits: Splits) -> Iterator[Finding]:
+    shares = splits.shares.values()
+    yield any(not 0 < share <= 1 for share in shares), "[splits] each share lies in (0, 1]"
+    yield not abs(sum(shares) - 1) <= SUM_ERROR, "[splits] shares must sum to 1"
+    yield (
+        any(SPLIT_NAME.fullmatch(name) is None for name in splits.shares),
+        "[splits] a name is lower-case letters, digits and underscores",
+    )
 
 
 TABLES: dict[str, type] = {
