@@ -20,7 +20,7 @@ type Number = int | float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """Counts between edges; a bin holds its lower edge, the last one holds both."""
+    """Counts between edges; a bin holds its lower edge, the last one of shares (0 to 1) holds both."""
 
     edges: tuple[Number, ...]
     counts: tuple[int, ...]
@@ -30,8 +30,8 @@ class Histogram:
 class Distribution:
     """Known values of one quantity; everything is None where none is known."""
 
-    n: int
-    null_count: int
+    n: int  # known values
+    null_count: int  # unknown ones
     min: Number | None
     p1: Number | None
     p5: Number | None
@@ -66,27 +66,40 @@ def describe(values: Sequence[Number | None] | np.ndarray, *, share: bool = Fals
     if not len(known):
         nothing = dict.fromkeys(("min", *(f"p{p}" for p in PERCENTILES), "max", "mean"))
         return Distribution(n=0, null_count=len(given), histogram=None, **nothing)
-    edges = [step / 20 for step in range(21)] if share and known[-1] <= 1 else histogram_edges(known[0], known[-1])
-    counts, _ = np.histogram(known, bins=np.asarray(edges, dtype=np.float64))
+    within = share and known[0] >= 0 and known[-1] <= 1
+    edges = [step / 20 for step in range(21)] if within else histogram_edges(known[0], known[-1])
+    starts = np.searchsorted(known, edges)  # the values are sorted: no need to look at each
+    starts[-1] = len(known)
     return Distribution(
         n=len(known),
         null_count=len(given) - len(known),
         min=plain(known[0]),
         max=plain(known[-1]),
-        mean=plain(math.fsum(known) / len(known)),
-        histogram=Histogram(edges=tuple(plain(edge) for edge in edges), counts=tuple(int(n) for n in counts)),
+        mean=plain(_total(known) / len(known)),
+        histogram=Histogram(edges=tuple(plain(edge) for edge in edges), counts=tuple(int(n) for n in np.diff(starts))),
         **{f"p{p}": plain(percentile(known, p)) for p in PERCENTILES},
     )
 
 
+def _total(known: np.ndarray) -> float:
+    """The exact sum: of whole numbers as integers, which is fast; of others by `math.fsum`."""
+    largest = max(abs(known[0]), abs(known[-1]))
+    if largest * len(known) < 2**53 and bool(np.all(known == np.rint(known))):
+        return float(known.sum())  # every partial sum is a whole number that a double holds
+    return math.fsum(known)
+
+
 def histogram_edges(low: float, high: float) -> list[float]:
-    """Edges 0, 1, 2, 5, 10, 20, 50, … that cover low to high, cut to what is needed; negative ones likewise."""
+    """Edges 0, 1, 2, 5, 10, 20, 50, … around low to high, cut to what is needed; negative ones likewise.
+
+    The last edge lies above `high`, so that a count below an edge means the same in every dataset.
+    """
     if low < 0:
         return [-edge for edge in reversed(histogram_edges(0, -low))] + histogram_edges(0, max(high, 0))[1:]
     edges = [0.0]
     for step in range(64):
         edges.append(float((1, 2, 5)[step % 3] * 10 ** (step // 3)))
-        if edges[-1] >= high:
+        if edges[-1] > high:
             break
     first = max((position for position, edge in enumerate(edges) if edge <= low), default=0)
     return edges[min(first, len(edges) - 2) :]

@@ -1,9 +1,12 @@
-"""The card's pictures: how contexts grow, how lengths and times are spread. Drawn without a display."""
+"""The card's pictures, as PNG and SVG: how contexts grow, how lengths, times and reuse are spread, what is in it.
+
+Charts are Vega-Lite (altair), drawn by vl-convert: no browser, no display, no network. Its own copy of Liberation Sans
+is the font, so that the same data give the same picture on every machine.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,318 +14,402 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from capture.atomic import write_atomically
+from curate.cache import IdealCache
+from curate.chart import (
+    PALETTE,
+    TIME_TICKS_S,
+    bars,
+    distribution_lines,
+    growth_lines,
+    log_histogram,
+    side_by_side,
+    to_png,
+    to_svg,
+)
 from curate.distribution import percentile
-from curate.stats import Frames
+from curate.frames import Frames, collect
+from curate.quantities import OWN, Quantity, best_counted
+from curate.stats import Stats
+from curate.units import short_number, short_time
 from curate.words import count
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from curate.chart import Panel
 
-DPI = 160  # twice the card's width, for dense screens
-INK = "#22303c"
-MUTED = "#6b7a86"
-GRID = "#e3e8ec"
-BLUE = "#2f6fb2"
-BAND = "#9cc3e6"
-PALETTE = ("#2f6fb2", "#e07b39", "#3a9d6e", "#b0457b", "#8a6fc1", "#c9a227", "#5f7d8c", "#d1495b")
-MARKS = (50, 90, 99)
-SHORTEST_S = 1e-3
-TIME_TICKS_S = (1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 6 * 3600, 86400, 7 * 86400)
-LABEL_WIDTH = 0.07  # of a panel: a label of two digits and the space around it
-MAX_LINES = 60  # single sessions drawn behind the median
+MAX_LINES = 50  # single sessions drawn behind the median
+LONGEST_LINE = 60  # points of one of them
+LANGUAGES_SHOWN = 10
+SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A picture of the card."""
+    """A picture of the card, once as PNG and once as SVG."""
 
-    path: str  # inside the dataset
+    path: str  # of the PNG, inside the dataset
+    svg: str
     title: str
     caption: str
 
 
-def draw_plots(frames: Frames, folder: Path) -> tuple[Plot, ...]:
-    """Write the PNG files that the data allow; a quantity nobody measured gets no panel."""
-    turns = frames.requests.filter(pl.col("kind") == "turn")
-    frames = Frames(sessions=frames.sessions, requests=turns, tool_calls=frames.tool_calls)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Material:
+    """What the pictures are drawn from."""
+
+    frames: Frames
+    cache: IdealCache
+    stats: Stats
+    numbers: np.ndarray  # session of each turn
+
+    def counted(self, name: str) -> tuple[np.ndarray, Quantity] | None:
+        """Known values of a quantity of requests as one counter counted them, sorted."""
+        found = best_counted(self.stats.quantities, name)
+        if found is None:
+            return None
+        key, quantity = found
+        own = key == name + OWN
+        value = {
+            "prompt_tokens": pl.col("prompt_tokens_est" if own else "prompt_tokens"),
+            "new_tokens": pl.col("prompt_tokens_est") - pl.col("lcp_tokens")
+            if own
+            else pl.when(pl.col("prompt_tokens_est").is_null()).then(pl.col("prompt_tokens") - pl.col("lcp_tokens")),
+            "completion_tokens": pl.col("completion_tokens"),
+        }[name]
+        values = self.turns(value)
+        if not own:
+            values = values[self.of_counter(quantity.counted_by)]
+        return np.sort(values[~np.isnan(values)]), quantity
+
+    def of_counter(self, counter: str | None) -> np.ndarray:
+        """Which turns belong to sessions that this one counted."""
+        counted: np.ndarray = (self.frames.sessions["counter"] == counter).fill_null(value=False).to_numpy()
+        chosen: np.ndarray = counted[self.numbers]
+        return chosen
+
+    def turns(self, value: pl.Expr) -> np.ndarray:
+        values: np.ndarray = collect(self.frames.turns.select(value.cast(pl.Float64))).to_series().to_numpy()
+        return values
+
+
+def draw_plots(frames: Frames, cache: IdealCache, stats: Stats, folder: Path) -> tuple[Plot, ...]:
+    """Write the pictures that the data allow; a quantity nobody measured gets no panel."""
+    material = _Material(frames=frames, cache=cache, stats=stats, numbers=frames.numbers(frames.turns))
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     drawn = []
-    for name, title, caption, draw in (
-        (
-            "context-growth",
-            "Growth of contexts",
-            "Prompt length of the main chain, request by request: one thin line per session, the median and the "
-            "middle 80 % over the sessions that got that far.",
-            _context_growth,
-        ),
-        (
-            "lengths",
-            "Lengths of requests",
-            "Tokens per request on a logarithmic axis, marked at the median, the 90th and the 99th percentile. Input: "
-            "the whole prompt. New input: what the parent's prompt did not hold. Output: answer and reasoning.",
-            _lengths,
-        ),
-        ("times", "Times", "The share of events that took at most that long, on logarithmic axes.", _times),
-    ):
-        figure = draw(frames)
-        if figure is not None:
-            path = plots / f"{name}.png"
-            # No software version and no date inside: the same data give the same bytes.
-            figure.savefig(path, dpi=DPI, metadata={"Software": None})
-            drawn.append(Plot(path=path.relative_to(folder).as_posix(), title=title, caption=caption))
+    for name, title, caption, draw in PICTURES:
+        panels = draw(material)
+        if not panels:
+            continue
+        text = to_svg(side_by_side(panels))
+        png, svg = plots / f"{name}.png", plots / f"{name}.svg"
+        write_atomically(svg, text.encode())
+        write_atomically(png, to_png(text))
+        drawn.append(
+            Plot(
+                path=png.relative_to(folder).as_posix(),
+                svg=svg.relative_to(folder).as_posix(),
+                title=title,
+                caption=caption,
+            )
+        )
     return tuple(drawn)
 
 
-def _figure(columns: int, rows: int = 1, *, width: float = 9.0, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height * rows), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, position + 1) for position in range(columns * rows)]
-    for ax in axes:
-        ax.grid(visible=True, color=GRID, linewidth=0.8)
-        ax.set_axisbelow(True)
-        for side, spine in ax.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(MUTED)
-        ax.tick_params(colors=INK, labelsize=9, which="both", length=3)
-    return figure, axes
+def _counted_by(quantity: Quantity) -> str:
+    return "counted by the provider" if quantity.counted_by == "provider" else f"counted by {quantity.counted_by}"
 
 
-def _title(ax: Axes, title: str, note: str) -> None:
-    ax.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=20)
-    ax.text(0, 1.03, note, transform=ax.transAxes, fontsize=9, color=MUTED, va="bottom")
-
-
-def _label(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlabel(x, fontsize=9, color=INK)
-    ax.set_ylabel(y, fontsize=9, color=INK)
-
-
-def short_number(value: float, _position: Any = None) -> str:
-    """12000 as 12k, three digits."""
-    value = float(f"{value:.3g}")  # first, or 999.9 would become 1e+03
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def short_time(seconds: float, _position: Any = None) -> str:
-    """A duration in the largest unit that keeps it at one or above, three digits."""
-    seconds = float(f"{seconds:.3g}")
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def _context_growth(frames: Frames) -> Figure | None:
-    contexts = frames.requests.filter(pl.col("agent_path") == "main").select(
-        "session_id", tokens=pl.coalesce("prompt_tokens", "prompt_tokens_est")
+def _context_growth(material: _Material) -> list[Panel]:
+    found = best_counted(material.stats.quantities, "prompt_tokens")
+    if found is None:
+        return []
+    key, quantity = found
+    column = "prompt_tokens_est" if key.endswith(OWN) else "prompt_tokens"
+    held = collect(material.frames.turns.select("agent_path", tokens=column)).with_columns(
+        session=pl.Series(material.numbers)
     )
-    lines = [
-        part["tokens"].to_numpy().astype(np.float64)
-        for part in contexts.drop_nulls().partition_by("session_id", maintain_order=True)
+    if column == "prompt_tokens":
+        held = held.filter(pl.Series(material.of_counter(quantity.counted_by)))
+    main = held.filter((pl.col("agent_path") == "main") & pl.col("tokens").is_not_null()).select(
+        "session", "tokens", turn=pl.int_range(1, pl.len() + 1).over("session")
+    )
+    if not len(main):
+        return []
+    lengths = main.group_by("session", maintain_order=True).len().sort("session")
+    sessions = len(lengths)
+    enough = max(3, sessions // 10)  # a percentile over one or two sessions would be their own line
+    reach = int(lengths["len"].top_k(min(enough, sessions)).min() or 1)  # type: ignore[arg-type]
+    by_turn = (
+        main.filter(pl.col("turn") <= reach)
+        .group_by("turn")
+        .agg(
+            low=pl.col("tokens").quantile(0.1, "linear"),
+            median=pl.col("tokens").quantile(0.5, "linear"),
+            high=pl.col("tokens").quantile(0.9, "linear"),
+        )
+        .sort("turn")
+    )
+    by_turn = by_turn[sorted({round(at) for at in np.linspace(0, len(by_turn) - 1, min(len(by_turn), 200))})]
+    chosen = lengths["session"][sorted({round(at) for at in np.linspace(0, sessions - 1, min(sessions, MAX_LINES))})]
+    lines = []
+    for part in main.filter(pl.col("session").is_in(chosen.implode())).partition_by("session", maintain_order=True):
+        at = sorted({round(step) for step in np.linspace(0, len(part) - 1, min(len(part), LONGEST_LINE))})
+        lines.append((part["turn"][at].to_list(), part["tokens"][at].to_list()))
+    spread = main.group_by("session").agg(
+        first=pl.col("tokens").first(), last=pl.col("tokens").last(), longest=pl.col("tokens").max()
+    )
+    note = f"{count(sessions, 'session')}, {_counted_by(quantity)}"
+    return [
+        growth_lines(
+            "Context by turn",
+            note,
+            lines=lines,
+            turns=by_turn["turn"].to_list(),
+            band=None if sessions < 3 else (by_turn["low"].to_list(), by_turn["high"].to_list()),
+            median=by_turn["median"].to_list(),
+        ),
+        distribution_lines(
+            "Context of a session",
+            "first, last and longest prompt of the main chain",
+            {name: np.sort(spread[name].to_numpy().astype(np.float64)) for name in ("first", "last", "longest")},
+            of="sessions",
+            axis="tokens",
+            label=short_number,
+            dashed=("longest",),
+        ),
     ]
-    if not lines:
-        return None
-    figure, (by_turn, growth) = _figure(2, height=3.9)
-    from matplotlib.ticker import FuncFormatter
 
-    for line in lines[:MAX_LINES]:
-        by_turn.plot(np.arange(1, len(line) + 1), line, color=BAND, linewidth=0.7, alpha=0.7)
-    enough = max(3, len(lines) // 10)  # a percentile over one or two sessions would be their own line
-    longest = sorted((len(line) for line in lines), reverse=True)
-    reach = longest[min(enough, len(longest)) - 1]
-    columns = [np.sort([line[turn] for line in lines if len(line) > turn]) for turn in range(reach)]
-    turns = np.arange(1, reach + 1)
-    if len(lines) >= 3:
-        by_turn.fill_between(
-            turns,
-            [percentile(column, 10) for column in columns],
-            [percentile(column, 90) for column in columns],
-            color=BLUE,
-            alpha=0.18,
-            linewidth=0,
-            label="middle 80 %",
-        )
-    by_turn.plot(turns, [percentile(column, 50) for column in columns], color=BLUE, linewidth=2, label="median")
-    by_turn.set_ylim(bottom=0)
-    by_turn.set_xlim(left=0, right=max(longest[0], 2))
-    by_turn.xaxis.set_major_formatter(FuncFormatter(short_number))
-    by_turn.yaxis.set_major_formatter(FuncFormatter(short_number))
-    by_turn.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
-    _title(by_turn, "Context by turn", f"{count(len(lines), 'session')}, main chain")
-    _label(by_turn, "request of the main chain", "prompt tokens")
 
-    for position, (name, values) in enumerate(
-        (
-            ("first", [line[0] for line in lines]),
-            ("last", [line[-1] for line in lines]),
-            ("longest", [line.max() for line in lines]),
-        )
+def _lengths(material: _Material) -> list[Panel]:
+    panels: list[Panel] = []
+    for position, (name, title) in enumerate(
+        (("prompt_tokens", "Input"), ("new_tokens", "New input"), ("completion_tokens", "Output"))
     ):
-        _steps(
-            growth,
-            np.sort(values),
-            PALETTE[position],
-            f"{name}, median {short_number(percentile(np.sort(values), 50))}",
-            dashed=name == "longest",  # often the last one too, whose line would be hidden
-        )
-    growth.set_xscale("log")
-    growth.xaxis.set_major_formatter(FuncFormatter(short_number))
-    growth.legend(frameon=False, fontsize=9, loc="upper left", labelcolor=INK)
-    _title(growth, "Context of a session", "first, last and longest prompt of the main chain")
-    _label(growth, "prompt tokens", "share of sessions")
-    return figure
+        found = material.counted(name)
+        if found is not None and found[0][-1] > 0:
+            values, quantity = found
+            panels.append(
+                log_histogram(
+                    title,
+                    _counted_by(quantity),
+                    values,
+                    color=PALETTE[position],
+                    marks=[(percentile(values, p), p) for p in (50, 90, 99)],
+                )
+            )
+    return panels
 
 
-def _steps(ax: Axes, ordered: np.ndarray, color: str, label: str, *, dashed: bool = False) -> None:
-    """The empirical distribution function as steps."""
-    shares = np.arange(1, len(ordered) + 1) / len(ordered)
-    ax.step(
-        np.concatenate([ordered[:1], ordered]),
-        np.concatenate([[0.0], shares]),
-        where="post",
-        color=color,
-        linewidth=1.8,
-        linestyle=(0, (3, 2)) if dashed else "-",
-        label=label,
-    )
-    ax.set_ylim(0, 1.02)
-    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-
-
-def _known(frame: pl.DataFrame, value: pl.Expr) -> np.ndarray:
-    return np.sort(frame.select(value.cast(pl.Float64).drop_nulls()).to_series().to_numpy())
-
-
-def _lengths(frames: Frames) -> Figure | None:
-    prompt = pl.coalesce("prompt_tokens", "prompt_tokens_est")
-    new = pl.coalesce("prompt_tokens_est", "prompt_tokens") - pl.col("lcp_tokens")
-    panels = [
-        (title, values, color)
-        for title, values, color in (
-            ("Input", _known(frames.requests, prompt), PALETTE[0]),
-            ("New input", _known(frames.requests, new), PALETTE[1]),
-            ("Output", _known(frames.requests, pl.col("completion_tokens")), PALETTE[2]),
-        )
-        if len(values)
-    ]
-    if not panels:
-        return None
-    figure, axes = _figure(len(panels), width=3.4 * len(panels) if len(panels) < 3 else 10.2, height=3.5)
-    for ax, (title, values, color) in zip(axes, panels, strict=True):
-        _log_histogram(ax, values, color)
-        zeros = int((values <= 0).sum())
-        marks = " · ".join(f"p{p} {short_number(percentile(values, p))}" for p in MARKS)
-        _title(ax, title, marks)
-        _label(ax, "tokens" + (f" ({zeros:,} of {len(values):,} not drawn: 0)" if zeros else ""), "requests")
-    return figure
-
-
-def _log_histogram(ax: Axes, values: np.ndarray, color: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    positive = values[values > 0]
-    if not len(positive):
-        return
-    # Eight bins per decade; fewer would hide modes, more would show whole numbers at the low end.
-    first = math.floor(math.log10(positive[0]) * 8)
-    last = math.floor(math.log10(positive[-1]) * 8) + 1
-    ax.hist(
-        positive,
-        bins=[10 ** (step / 8) for step in range(first, last + 1)],
-        color=color,
-        alpha=0.75,
-        edgecolor="white",
-        linewidth=0.5,
-    )
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(short_number))
-    top = ax.get_ylim()[1]
-    ax.set_ylim(0, top * 1.12)
-    ticks = [(at, p) for p in MARKS if (at := percentile(values, p)) > 0]
-    for at, _ in ticks:
-        ax.plot([at, at], [0, top * 1.04], color=INK, linewidth=1, linestyle=(0, (4, 2)))
-    low, high = ax.get_xlim()
-    for at, label in mark_labels(ticks, LABEL_WIDTH * math.log10(high / low)):
-        ax.text(at, top * 1.05, label, ha="center", va="bottom", fontsize=7.5, color=INK)
-
-
-def mark_labels(marks: Sequence[tuple[float, int]], width: float) -> list[tuple[float, str]]:
-    """Where to write which percentiles: those closer than `width` decades share a label, between them."""
-    groups: list[list[tuple[float, int]]] = []
-    for mark in marks:
-        if groups and math.log10(mark[0] / groups[-1][-1][0]) < width:
-            groups[-1].append(mark)
-        else:
-            groups.append([mark])
-    return [(math.sqrt(group[0][0] * group[-1][0]), ", ".join(str(p) for _, p in group)) for group in groups]
-
-
-def _times(frames: Frames) -> Figure | None:
-    requests, calls = frames.requests, frames.tool_calls
-    seconds = 1e-6
+def _times(material: _Material) -> list[Panel]:
+    frames = material.frames
+    send = pl.col("t_send_us")
     model = {
-        "time to first token": _known(requests, (pl.col("t_first_token_us") - pl.col("t_send_us")) * seconds),
-        "whole request": _known(requests, (pl.col("t_end_us") - pl.col("t_send_us")) * seconds),
+        "first token": material.turns((pl.col("t_first_token_us") - send) * SECONDS),
+        "whole request": material.turns((pl.col("t_end_us") - send) * SECONDS),
     }
+    held = collect(frames.turns.select("gap_kind", gap=pl.col("gap_us").cast(pl.Float64) * SECONDS))
     gaps = {
-        f"{kind} gap": _known(requests.filter(pl.col("gap_kind") == kind), pl.col("gap_us") * seconds)
+        kind: held.filter(pl.col("gap_kind") == kind)["gap"].to_numpy()
         for kind in ("tool", "human", "client", "spawn", "unsplit")
     }
+    calls = collect(
+        frames.tool_calls.select(
+            "kind", wall=pl.when(~pl.col("mixed")).then(pl.col("wall_us").cast(pl.Float64) * SECONDS)
+        )
+    )
     tools = {
-        kind: _known(calls.filter((pl.col("kind") == kind) & ~pl.col("mixed")), pl.col("wall_us") * seconds)
+        kind: calls.filter(pl.col("kind") == kind)["wall"].to_numpy()
         for kind in ("exec", "edit", "read", "search", "web", "mcp", "subagent", "other")
     }
-    panels = [
-        (title, note, {name: values for name, values in lines.items() if len(values)})
-        for title, note, lines in (
-            ("Model", "as the agent saw it", model),
-            ("Between requests", "end of one to the send of the next", gaps),
-            ("Tools", "wall time by kind, an upper bound", tools),
-        )
-        if any(len(values) for values in lines.values())
-    ]
-    if not panels:
-        return None
-    height = 3.3 + 0.19 * max(len(lines) for _, _, lines in panels)  # the legends stand below
-    figure, axes = _figure(len(panels), width=10.2 if len(panels) == 3 else 4.6 * len(panels), height=height)
-    from matplotlib.ticker import NullLocator
-
-    for ax, (title, note, lines) in zip(axes, panels, strict=True):
-        low = max(SHORTEST_S, min(float(values[0]) for values in lines.values()))
-        high = max(float(values[-1]) for values in lines.values())
-        for position, (name, values) in enumerate(lines.items()):
-            positive = np.maximum(values, low)  # a logarithmic axis has no zero: what is shorter stands at its left end
-            _steps(
-                ax,
-                positive,
-                PALETTE[position],
-                f"{name} {short_time(percentile(values, 50))} ({len(values):,})",
+    panels: list[Panel] = []
+    for title, note, lines, of in (
+        ("Model", "as the agent saw it", model, "requests"),
+        ("Between requests", "gaps of one chain, by what filled them", gaps, "gaps"),
+        ("Tools", "wall time by kind, an upper bound", tools, "calls"),
+    ):
+        known = {name: ordered for name, values in lines.items() if len(ordered := _ordered(values))}
+        if known:
+            panels.append(
+                distribution_lines(
+                    title, note, known, of=of, axis="", label=short_time, ticks=TIME_TICKS_S, shortest=1e-3
+                )
             )
-        ax.set_xscale("log")
-        ax.set_xlim(low * 0.8, max(high, 2 * low) * 1.25)
-        inside = [tick for tick in TIME_TICKS_S if low * 0.8 <= tick <= max(high, 2 * low) * 1.25]
-        ticks = inside[:: math.ceil(len(inside) / 6)] if inside else [low]
-        ax.set_xticks(ticks, [short_time(tick) for tick in ticks])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.tick_params(axis="x", labelsize=8)
-        ax.legend(
-            frameon=False,
-            fontsize=8.5,
-            loc="upper left",
-            bbox_to_anchor=(-0.03, -0.08),
-            labelcolor=INK,
-            title="median (number of events)",
-            title_fontsize=8.5,
-            alignment="left",
+    return panels
+
+
+def _reuse(material: _Material) -> list[Panel]:
+    cache, total = material.cache, material.cache.total
+    read = pl.when(pl.col("prompt_tokens") > 0).then(pl.col("cache_read_tokens") / pl.col("prompt_tokens"))
+    measured = material.turns(read)[material.of_counter("provider")]
+    lines = {
+        name: ordered
+        for name, values in (
+            ("ideal, chain", cache.chain),
+            ("ideal, session", cache.session),
+            ("provider's own", measured),
         )
-        _title(ax, title, note)
-        _label(ax, "", "share of events")
-    return figure
+        if len(ordered := _ordered(values))
+    }
+    if not lines:
+        return []
+    shares = {
+        name: share
+        for name, share in (
+            ("ideal, chain", total.chain_share),
+            ("ideal, session", total.session_share),
+            ("ideal, release", total.release_share),
+            ("provider's own", total.measured_share),
+        )
+        if share is not None
+    }
+    return [
+        distribution_lines(
+            "Cached part of a prompt",
+            "share of each request",
+            lines,
+            of="requests",
+            axis="share of the prompt",
+            label=lambda share: f"{100 * share:.3g} %",
+            ticks=(0, 0.25, 0.5, 0.75, 1),
+            linear=True,
+            dashed=("ideal, session",),
+        ),
+        bars(
+            "Cached part of all prompts",
+            "ideal: of blocks; provider's own: of tokens",
+            shares,
+            label=lambda share: f"{100 * share:.1f} %",
+            longest=1,
+        ),
+    ]
+
+
+def _sessions(material: _Material) -> list[Panel]:
+    sessions = material.frames.sessions
+    counts = {
+        "requests": sessions["num_requests"],
+        "tool calls": sessions["num_tool_calls"],
+        "user messages": sessions["num_user_messages"],
+    }
+    times = {
+        "session": sessions["duration_us"],
+        "model": sessions["api_us"],
+        "tools": sessions["tool_us"],
+        "human": sessions["human_us"],
+    }
+    panels: list[Panel] = []
+    known = {name: found for name, values in counts.items() if len(found := _ordered(_floats(values)))}
+    if known:
+        panels.append(
+            distribution_lines(
+                "Size", "per session", known, of="sessions", axis="", label=short_number, dashed=("tool calls",)
+            )
+        )
+    spent = {name: found * SECONDS for name, values in times.items() if len(found := _ordered(_floats(values)))}
+    if spent:
+        panels.append(
+            distribution_lines(
+                "Time",
+                "per session, in all",
+                spent,
+                of="sessions",
+                axis="",
+                label=short_time,
+                ticks=TIME_TICKS_S,
+                shortest=1,
+            )
+        )
+    peak = material.stats.quantities["peak_concurrency"]
+    if peak.all.n:
+        from curate.measurement import concurrency
+
+        peaks = concurrency(material.frames)["peak"].to_numpy()
+        most = int(peaks.max())
+        top = 6
+        shown = {str(n): int((peaks == n).sum()) for n in range(1, min(most, top) + 1)}
+        if most > top:
+            shown[f"{top + 1}+"] = int((peaks > top).sum())
+        panels.append(
+            bars(
+                "Concurrency",
+                "most requests of a session open at once",
+                {name: float(n) for name, n in shown.items()},
+                label=lambda n: f"{n:,.0f}",
+            )
+        )
+    return panels
+
+
+def _contents(material: _Material) -> list[Panel]:
+    stats = material.stats
+    panels: list[Panel] = []
+    if stats.languages:
+        shown = dict(list(stats.languages.items())[:LANGUAGES_SHOWN])
+        rest = sum(stats.languages.values()) - sum(shown.values())
+        if len(stats.languages) > LANGUAGES_SHOWN:
+            shown["others"] = rest
+        panels.append(
+            bars(
+                "Languages",
+                f"of the files that tool calls name, {count(stats.language_sessions, 'session')}",
+                shown,
+                label=lambda share: f"{100 * share:.1f} %",
+            )
+        )
+    if stats.funnel.stages:
+        steps = {"read": float(stats.funnel.read)}
+        steps |= {f"after {step.stage}": float(step.kept) for step in stats.funnel.stages}
+        panels.append(
+            bars("Funnel", "sessions left at each stage", steps, label=lambda n: f"{n:,.0f}", color=PALETTE[2])
+        )
+    return panels
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    return np.sort(values[~np.isnan(values)])
+
+
+def _floats(values: pl.Series) -> np.ndarray:
+    return values.cast(pl.Float64).to_numpy()
+
+
+type _Draw = Callable[[_Material], list[Any]]
+
+PICTURES: tuple[tuple[str, str, str, _Draw], ...] = (
+    (
+        "context-growth",
+        "Growth of contexts",
+        "Prompt length of the main chain, turn by turn: one thin line per session, the median and the middle 80 % over "
+        "the sessions that got that far.",
+        _context_growth,
+    ),
+    (
+        "lengths",
+        "Lengths of requests",
+        "Tokens per turn on logarithmic axes, marked at the median, the 90th and the 99th percentile. Input: the whole "
+        "prompt. New input: what the parent's prompt did not hold. Output: answer and reasoning.",
+        _lengths,
+    ),
+    ("times", "Times", "The share of events that took at most that long, on logarithmic axes.", _times),
+    (
+        "cache",
+        "Prefix cache",
+        "What a cache that forgets nothing would have held of each prompt, and what the provider read from its own.",
+        _reuse,
+    ),
+    (
+        "sessions",
+        "Sessions",
+        "Sizes and times of sessions as the share of sessions up to that value, on logarithmic axes, and how many "
+        "requests of one session were open at once.",
+        _sessions,
+    ),
+    (
+        "contents",
+        "What is in it",
+        "Languages worked on, and the sessions left after each stage of the build.",
+        _contents,
+    ),
+)

@@ -9,8 +9,9 @@ def count(number: int, noun: str) -> str:
 
 
 def count_rows(rows: dict[str, int]) -> str:
-    """The rows of a dataset, by table."""
+    """The rows of a dataset, by table; a table that is not there is not named."""
     return ", ".join(
         count(rows[table], noun)
         for table, noun in (("sessions", "session"), ("requests", "request"), ("tool_calls", "tool call"))
+        if table in rows
     )

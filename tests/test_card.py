@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import struct
-import sys
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from curate.build import Source, build_sources
-from curate.card import format_value, size_category
-from curate.plot import mark_labels, short_number, short_time
-from curate.recipe import Recipe
-from curate.redact import Redactor
+from curate.card import card, write_papers
+from curate.front_matter import size_category
+from curate.manifest import Drop, read_manifest
+from curate.measured import FORMAT, MeasuredRedaction, PerMegabyte, Rate
+from curate.recipe import Recipe, RedactionPolicy, Splits, Statistics
+from curate.stats import Redaction, read_stats
 from curate.table import TABLES
-from tests.sample_sessions import content_free_session, text_session
+from curate.units import format_value, short_number, short_time
+from tests.sample_sessions import content_free_session, make, text_session
 
-KEY = b"k" * 32
+NO_PLOTS = Statistics(plots=False)
+
+
+def parted(text: str) -> tuple[dict, str]:
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
 
 
 def built(sessions, out: Path, recipe: Recipe | None = None) -> tuple[dict, str]:
-    source = Source(store_id="s", sessions=lambda _: iter(sessions), redactor=Redactor(key=KEY), rules="")
-    build_sources([source], out, tokenizer="o200k_base", jobs=1, recipe=recipe)
-    text = (out / "README.md").read_text()
-    _, front, body = text.split("---\n", 2)
-    return yaml.safe_load(front), body
+    make(sessions, out, recipe=recipe or Recipe(statistics=NO_PLOTS))
+    return parted((out / "README.md").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_front_matter(made: tuple[Path, dict, str]) -> None:
     assert "internal" in front["tags"]
     assert front["size_categories"] == ["n<1K"]
     assert [config["config_name"] for config in front["configs"]] == ["sessions", "requests", "tool_calls"]
-    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/sessions/*.parquet"}]
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/sessions/train-*.parquet"}]
     assert front["configs"][0]["default"] is True
 
 
@@ -69,28 +73,35 @@ def test_mixed_and_missing_licences_are_not_passed_off_as_one(tmp_path: Path) ->
 def test_the_body_has_percentiles_columns_and_the_hand_text(made: tuple[Path, dict, str]) -> None:
     _, _, body = made
     assert "## Why\n\nBecause we can." in body
-    assert "| min | p1 | p5 | p25 | p50 | p75 | p90 | p95 | p99 | max | mean |" in body
+    assert "| min | p5 | p25 | p50 | p75 | p90 | p95 | p99 | max | mean |" in body
     assert "4 recorded sessions of coding agents (codex): 14 calls to models and 10 tool calls" in body
     for table in TABLES:
         for column in table.columns:
             assert f"| `{column.name}` | `" in body
-    assert "Not measured here: " in body
+    assert "Not known here: " in body
+    assert "Prompt, cache reads included (by the provider)" in body
+    assert "Prompt, cache reads included (our count, o200k_base)" in body
     assert "4 read, 4 kept." in body
     assert "What it does not contain" in body
     assert "load_dataset(" in body
 
 
-def test_pictures_are_png_of_card_width_twice_over(made: tuple[Path, dict, str]) -> None:
+def test_pictures_stand_in_the_card_and_link_to_their_drawing(made: tuple[Path, dict, str]) -> None:
     out, _, body = made
-    pictures = sorted((out / "plots").iterdir())
-    assert [path.name for path in pictures] == ["context-growth.png", "lengths.png", "times.png"]
-    for path in pictures:
-        data = path.read_bytes()
-        assert data[:8] == b"\x89PNG\r\n\x1a\n"
-        width, height = struct.unpack(">II", data[16:24])
-        assert 1200 <= width <= 1800
-        assert 400 <= height <= 900
-        assert f"](plots/{path.name})" in body
+    linked = re.findall(r"\[!\[[^]]+\]\((plots/[a-z-]+\.png)\)\]\((plots/[a-z-]+\.svg)\)", body)
+    assert linked
+    assert {name for pair in linked for name in pair} == {f"plots/{path.name}" for path in (out / "plots").iterdir()}
+    assert {entry.path for entry in read_manifest(out).papers} >= {name for pair in linked for name in pair}
+
+
+def test_a_card_without_pictures_leaves_none_behind(tmp_path: Path) -> None:
+    make([text_session()], tmp_path / "d")
+    assert list((tmp_path / "d" / "plots").iterdir())
+    manifest = read_manifest(tmp_path / "d")
+    papers = write_papers(tmp_path / "d", replace(manifest, recipe=Recipe(statistics=NO_PLOTS)))
+    assert sorted(path.name for path in papers) == ["README.md", "stats.json"]
+    assert not (tmp_path / "d" / "plots").exists()
+    assert "plots/" not in (tmp_path / "d" / "README.md").read_text()
 
 
 def test_the_card_of_content_free_sessions_has_no_tool_table(tmp_path: Path) -> None:
@@ -131,18 +142,6 @@ def test_numbers_never_round_into_the_next_unit() -> None:
     assert short_time(3599) == "1 h"
 
 
-def test_drawing_uses_no_display_and_leaves_pyplot_alone(made: tuple[Path, dict, str]) -> None:
-    assert "matplotlib.pyplot" not in sys.modules
-
-
-def test_close_percentiles_share_a_label() -> None:
-    assert mark_labels([(100, 50), (9000, 90), (9100, 99)], 0.1) == [
-        (pytest.approx(100), "50"),
-        (pytest.approx((9000 * 9100) ** 0.5), "90, 99"),
-    ]
-    assert [label for _, label in mark_labels([(5, 50), (5, 90), (5, 99)], 0.1)] == ["50, 90, 99"]
-
-
 def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
     _, body = built([content_free_session(turns=1)], tmp_path / "d")
     said = body[: body.index("## Columns")]
@@ -153,13 +152,15 @@ def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
 def test_the_card_says_of_text_and_tools_only_what_is_there(tmp_path: Path) -> None:
     front, body = built([content_free_session()], tmp_path / "free")
     assert [config["config_name"] for config in front["configs"]] == ["sessions", "requests"]
-    assert "Content-free: " in body
+    assert "content-free" in front["tags"]
+    assert "Its sessions came without text" in body
     assert "`tool_calls` has no row here" in body
     assert '"tool_calls", split' not in body
     assert "Own token counts" not in body
     said = body[: body.index("## Columns")]
     assert "messages[answer_index]" not in said
-    _, body = built([text_session()], tmp_path / "text")
+    front, body = built([text_session()], tmp_path / "text")
+    assert "content-free" not in front["tags"]
     assert "content-free" not in body[: body.index("## Columns")]
     assert "messages[answer_index]" in body
     _, body = built([text_session(), content_free_session()], tmp_path / "both")
@@ -176,5 +177,129 @@ def test_the_card_says_of_text_and_tools_only_what_is_there(tmp_path: Path) -> N
     ],
 )
 def test_licences_are_named_as_the_hub_names_them(spdx: str, front: dict[str, str], tmp_path: Path) -> None:
-    found, _ = built([text_session()], tmp_path / "d", Recipe(license=spdx))
+    found, _ = built([text_session()], tmp_path / "d", Recipe(license=spdx, statistics=NO_PLOTS))
     assert {key: value for key, value in found.items() if key.startswith("license")} == front
+
+
+def test_every_split_with_rows_is_a_split_of_its_config(tmp_path: Path) -> None:
+    """`load_dataset` refuses a split whose files hold no row."""
+    recipe = Recipe(splits=Splits(shares={"train": 0.5, "test": 0.5}), statistics=NO_PLOTS)
+    front, body = built([text_session(f"s{n}", turns=1) for n in range(12)], tmp_path / "d", recipe)
+    for config in front["configs"]:
+        assert [file["split"] for file in config["data_files"]] == ["train", "test"]
+        for file in config["data_files"]:
+            assert list((tmp_path / "d").glob(file["path"]))
+    assert "| `train` |" in body
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "d"
+    make([text_session(f"s{n}") for n in range(3)], out, recipe=Recipe(statistics=NO_PLOTS))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("tier", "said", "unsaid"),
+    [
+        ("full", "the full tier", "content-free tier"),
+        ("text", "the text tier: what people and models wrote is in it", "content-free tier"),
+        ("content-free", "the content-free tier: lengths, times and keyed hashes, and nothing", "`messages[answer"),
+    ],
+)
+def test_the_tier_is_said_plainly(plain: Path, tier: str, said: str, unsaid: str) -> None:
+    stats = replace(read_stats(plain), tier=tier, sessions_with_text=0 if tier == "content-free" else 3)
+    front, body = parted(card(stats, (), Recipe()))
+    assert said in body
+    assert unsaid not in body
+    assert ("content-free" in front["tags"]) == (tier == "content-free")
+    assert ("| `messages` |" in body) == (tier != "content-free")
+
+
+def test_the_funnel_stands_with_its_stages_and_reasons(plain: Path) -> None:
+    manifest = read_manifest(plain)
+    drops = (
+        Drop(stage="filter", reason="fewer than 2 turns", n=5),
+        Drop(stage="duplicate", reason="the same words as another", n=2),
+        Drop(stage="withdrawn", reason="withdrawn", n=1),
+    )
+    from curate.frames import read_frames
+    from curate.stats import compute_stats
+
+    stats = compute_stats(read_frames(plain, manifest), replace(manifest, drops=drops))
+    body = card(stats, (), Recipe())
+    assert "11 read, 3 kept." in body
+    assert "| filter | fewer than 2 turns | 5 | 6 |" in body
+    assert "| duplicate | the same words as another | 2 | 4 |" in body
+    assert "1 session withdrawn so far." in body
+
+
+def measured(rules: str) -> MeasuredRedaction:
+    rate = Rate(found=985, n=1000, value=0.985, low=0.975, high=0.991)
+    clean = PerMegabyte(findings=20, megabytes=16.0, value=1.25, low=0.76, high=1.93)
+    return MeasuredRedaction(
+        format=FORMAT,
+        rules=rules,
+        corpus="corpus-7",
+        seed=1,
+        unseen=rate,
+        tuned=replace(rate, found=1000, value=1.0, low=0.996, high=1.0),
+        by_family={},
+        by_context={},
+        held_out_families=(),
+        held_out_contexts=(),
+        clean_source="the standard library",
+        clean=clean,
+        clean_identity=clean,
+        mb_per_s=21.0,
+        where_time_goes={},
+    )
+
+
+def test_redaction_is_measured_for_these_rules_or_not_at_all(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(plain)
+    rules = read_stats(plain).redaction.policies[0]
+    assert (
+        "not measured for these rules" in (plain / "README.md").read_text()
+        or "Measured on corpus" in (plain / "README.md").read_text()
+    )
+    from curate import stats as module
+    from curate.frames import read_frames
+
+    monkeypatch.setattr(module, "measured_for", lambda name: measured(rules) if name == rules else None)
+    body = card(module.compute_stats(read_frames(plain, manifest), manifest), (), Recipe())
+    assert "| 985 of 1,000 | 98.5 % | 97.5 to 99.1 % |" in body
+    assert "| 20 in 16 MB | 1.25 / MB | 0.76 to 1.93 |" in body
+    assert "Measured on corpus `corpus-7`" in body
+    monkeypatch.setattr(module, "measured_for", lambda _: None)
+    body = card(module.compute_stats(read_frames(plain, manifest), manifest), (), Recipe())
+    assert "not measured for these rules" in body
+
+
+@pytest.mark.parametrize("policy", ["own-2+scan-1+identity-1+seen", "own-2+scan-1+identity-1+seen+values+allow"])
+def test_what_a_recorder_saw_is_no_other_rule(plain: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from curate import stats as module
+
+    asked = []
+    monkeypatch.setattr(module, "measured_for", lambda name: asked.append(name))
+    module._redaction(module.pl.DataFrame({"redaction_policy": [policy]}), read_manifest(plain))
+    assert asked == ["own-2+scan-1+identity-1"]
+
+
+def test_what_redaction_leaves_is_said(plain: Path) -> None:
+    stats = read_stats(plain)
+    stats = replace(stats, redaction=Redaction(policies=("own-2",), sessions=3, counts={"key": 7}, measured=None))
+    body = card(stats, (), Recipe())
+    assert "| `key` | 7 |" in body
+    assert "stand as consistent pseudonyms" in body
+    off = card(stats, (), Recipe(redaction=RedactionPolicy(identity=False, scanner=False)))
+    assert "Names, paths and e-mail addresses of people were not searched for." in off
+    assert "scanner was switched off" in off
+
+
+def test_nothing_of_this_machine_is_on_a_card(made: tuple[Path, dict, str]) -> None:
+    out, _, body = made
+    assert str(out) not in body
+    assert "/home/" not in body
+    assert str(Path.home()) not in (out / "stats.json").read_text()
+    assert len(body.splitlines()) < 500
