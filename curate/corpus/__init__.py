@@ -1,0 +1,25 @@
+"""A corpus of made-up secrets in the contexts of agent transcripts, to measure redaction with.
+
+Every value is drawn from a seeded generator that follows the documented shape of its kind: no secret of anybody's is
+in here, and none is written out. Shapes are facts of the providers' public documentation and of the public rule lists
+of Kingfisher (Apache-2.0) and Betterleaks (MIT); words and programs are our own.
+
+**The split.** Kinds are grouped in rule families: kinds that one rule or one idea of a rule would find together, such
+as the keys of one group of providers. A family is tuned or held out as a whole, so that no kind is found because its
+sibling was looked at. Contexts are split one by one. `tuned_kinds`, `tuned_contexts` and `tuned_lookalikes` may be read
+by whoever writes rules; `held_out_kinds`, `held_out_contexts` and `held_out_lookalikes` may not. Half of both are held
+out, and the hard ones are among them on purpose: passwords that people make up, 40-character AWS secrets, signatures
+of signed URLs, webhooks, UUIDs and bare hex as keys; base64, colour codes, JSON inside JSON, prose, wrapped and
+truncated terminals. The split was fixed before the first measurement.
+
+**The protocol.** Rules are written without reading the held-out files and without seeing which of their cases were
+missed: whoever writes rules gets totals of the held-out cells only. A release draws a new seed. Whoever tunes a rule on
+a held-out kind or context moves its family or context to `tuned`.
+
+**The cells.** Held-out kinds in held-out contexts are the headline; held-out kinds in tuned contexts, tuned kinds in
+held-out contexts and tuned kinds in tuned contexts are told beside it. Many held-out kinds have a rule of their own in
+the scanner's list (betterleaks 2.0, which redaction runs): they are not tuned by us, but are no news to the scanner
+either. The share of kinds without any such rule is told apart: it is the hardest number.
+"""
+
+VERSION = "1"
