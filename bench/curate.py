@@ -8,7 +8,13 @@ redact_session_mb_s: of the messages of the 100-turn session; redact_seen_mb_s: 
 credentials seen on the wire too.
 findings_per_mb: what redaction takes for a secret in that clean code; `--show` prints each.
 
+With `--build` instead: the same sessions of coding agents (made on the spot, `--gigabytes` of nested JSON lines)
+through `curate build`, through a naive `datasets.map` pipeline and, where `--dataclaw-python` names an interpreter that
+has it, through DataClaw, which reads them as Claude Code logs; each with two processes. build_s, naive_s, dataclaw_s:
+wall seconds; *_peak_mb: the most memory of all processes of one at one time; build_vs_*_x: theirs ÷ ours.
+
     python bench/curate.py [--quick] [--show]
+    python bench/curate.py --build [--gigabytes 1] [--dataclaw-python PATH] [--folder DIR] [--no-naive]
 """
 
 from __future__ import annotations
@@ -25,7 +31,6 @@ import gc
 import json
 import random
 import statistics
-import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +39,7 @@ from functools import partial
 
 import tiktoken
 
+from bench.sessions import clean_code
 from capture.call import Message, Tool, ToolUse
 from capture.secret import SecretFilter
 from curate.redact import Redactor, merge
@@ -41,21 +47,6 @@ from curate.tokens import DEFAULT_ENCODING, END, START, TokenCounter, load_encod
 
 TURNS = 100
 KEY = b"bench key of thirty-two bytes..."
-
-
-def clean_code(megabytes: float) -> list[str]:
-    """Files of the standard library, in a fixed random order, up to a size."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
-    random.Random(20261120).shuffle(files)
-    texts: list[str] = []
-    size = 0
-    for path in files:
-        if size >= megabytes * 1e6:
-            break
-        texts.append(path.read_text(encoding="utf-8", errors="replace"))
-        size += len(texts[-1].encode())
-    return texts
 
 
 def session(texts: list[str]) -> tuple[list[Message], list[Tool]]:
@@ -182,7 +173,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and less text; at most a minute")
     parser.add_argument("--show", action="store_true", help="print each finding in clean code")
+    parser.add_argument("--build", action="store_true", help="build datasets and compare with other tools")
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="with --build: size of the sessions")
+    parser.add_argument("--dataclaw-python", type=Path, help="with --build: an interpreter with dataclaw installed")
+    parser.add_argument("--folder", type=Path, help="with --build: where to work; about seven times the size is used")
+    parser.add_argument("--no-naive", action="store_true", help="with --build: without datasets.map, which takes long")
     options = parser.parse_args()
+    if options.build:
+        from bench.build import bench_build
+
+        found = bench_build(options.gigabytes, options.dataclaw_python, options.folder, naive=not options.no_naive)
+        print(json.dumps(found), flush=True)
+        return
     texts = clean_code(3 if options.quick else 12)
     rounds = 3 if options.quick else 7
     result = bench_tokens(texts, rounds) | bench_redaction(texts, rounds, options.show)

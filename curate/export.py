@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from capture.trajectory import Trajectory
+from curate.exports.carried import dropped_fields
+from curate.exports.one_line import one_line
 
 if TYPE_CHECKING:
     from curate.tokens import TokenCounter
 
-type Format = Literal["weka", "openai", "mooncake", "atif", "otel"]
+type Format = Literal["weka", "openai", "mooncake", "atif", "otel", "agentperf-local", "claude-code"]
 type Json = dict[str, Any]
 type Make = Callable[[Trajectory], tuple[Json | None, int, Counter[str]]]
 """(document, requests in it, what was left out by reason); None when no request is left."""
 FORMATS: tuple[str, ...] = get_args(Format.__value__)
 _WITH_PROVENANCE = ("weka", "mooncake")  # their readers take load, and some of them refuse unknown keys
+_FOLDERS = ("agentperf-local", "claude-code")  # never one file
+PROJECT = "agentdyno"  # folder of Claude Code's logs: one per project
 
 
 class ExportFault(ValueError):
@@ -40,19 +44,34 @@ class ExportReport:
     sessions: int
     requests: int
     left_out: dict[str, int]
+    not_carried: tuple[str, ...]  # fields of what was written that the format has no place for, as `request.itl_us`
 
 
-def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Path | str) -> ExportReport:
+def export(
+    dataset: Path | str | Iterable[Trajectory],
+    format_name: str,
+    out: Path | str,
+    *,
+    with_messages: bool = False,
+    sessions: Iterable[str] | None = None,
+    on_session: Callable[[int], None] | None = None,
+) -> ExportReport:
     """Write a dataset folder, or trajectories, in a format to a path that must be new.
 
     weka, atif, otel: a folder with a JSON file per session, or one JSON Lines file if the path ends in `.jsonl`.
-    openai, mooncake: a JSON Lines file. What the sessions of weka and mooncake came from goes to
-    `<path>.provenance.json`, beside the export. Only openai and atif hold text. Files are the owner's alone.
-    Raises ExportFault.
+    openai, mooncake: a JSON Lines file. agentperf-local, claude-code: a folder in the format's own layout. What the
+    sessions of weka and mooncake came from goes to `<path>.provenance.json`, beside the export. openai, atif,
+    agentperf-local, claude-code and mooncake `with_messages` hold text. `sessions` names those to write, `on_session`
+    hears how many were read. Files are the owner's alone. Raises ExportFault, and DatasetFault for a session that the
+    dataset does not have.
     """
     out = Path(out)
     if format_name not in FORMATS:
         raise ExportFault(f"unknown format {format_name!r}; known: {', '.join(FORMATS)}")
+    if with_messages and format_name != "mooncake":
+        raise ExportFault(f"--with-messages is for mooncake; {format_name} has one shape only")
+    if format_name in _FOLDERS and out.suffix == ".jsonl":
+        raise ExportFault(f"{format_name} is a folder of files; name a folder for --out")
     provenance = out.with_name(f"{out.name}.provenance.json")
     for path in (out, provenance) if format_name in _WITH_PROVENANCE else (out,):
         if path.exists() or path.is_symlink():
@@ -65,13 +84,17 @@ def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Pa
 
         opened = Dataset.open(Path(dataset))
         digest = opened.digest
-        dataset = opened.trajectories()
+        dataset = opened.trajectories(sessions)
+    elif sessions is not None:
+        wanted = frozenset(sessions)
+        dataset = (trajectory for trajectory in dataset if trajectory.session_id in wanted)
     written = _Written()
+    dataset = written.watched(dataset, on_session)
     match format_name:
         case "weka":
             _export_documents(dataset, out, written, _weka_maker(written))
         case "mooncake":
-            _export_mooncake(dataset, out, written)
+            _export_mooncake(dataset, out, written, with_messages=with_messages)
         case "openai":
             _export_openai(dataset, out, written)
         case "atif":
@@ -79,6 +102,10 @@ def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Pa
 
             other = "; content-free sessions export as weka, mooncake or otel"
             _export_documents(dataset, out, written, atif_document, advice=other)
+        case "agentperf-local":
+            _export_replay(dataset, out, written)
+        case "claude-code":
+            _export_claude_code(dataset, out, written)
         case _:
             from curate.exports.otel import otel_trace
 
@@ -88,7 +115,12 @@ def export(dataset: Path | str | Iterable[Trajectory], format_name: str, out: Pa
         about = {"format": format_name, "dataset_digest": digest, "left_out": left_out, **written.about}
         _write(provenance, about | {"sessions": written.sources})
     return ExportReport(
-        format=format_name, path=out, sessions=written.sessions, requests=written.requests, left_out=left_out
+        format=format_name,
+        path=out,
+        sessions=written.sessions,
+        requests=written.requests,
+        left_out=left_out,
+        not_carried=dropped_fields(format_name, with_messages=with_messages, text=written.with_text),
     )
 
 
@@ -101,6 +133,17 @@ class _Written:
     left_out: Counter[str] = field(default_factory=Counter)
     sources: list[Json] = field(default_factory=list)
     about: Json = field(default_factory=dict)
+    with_text: bool = False
+
+    def watched(
+        self, trajectories: Iterable[Trajectory], on_session: Callable[[int], None] | None
+    ) -> Iterator[Trajectory]:
+        """The sessions as they are read."""
+        for number, trajectory in enumerate(trajectories, 1):
+            self.with_text = self.with_text or bool(trajectory.pool)
+            if on_session is not None:
+                on_session(number)
+            yield trajectory
 
     def some(self, advice: str = "") -> None:
         """ExportFault where nothing came out."""
@@ -157,12 +200,12 @@ def _weka_maker(written: _Written) -> Make:
     return make
 
 
-def _export_mooncake(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
+def _export_mooncake(trajectories: Iterable[Trajectory], out: Path, written: _Written, *, with_messages: bool) -> None:
     from curate.exports.mooncake import BLOCK_SIZE, MooncakeRows
     from curate.tokens import DEFAULT_ENCODING, TokenCounter
 
     counter = TokenCounter(DEFAULT_ENCODING)
-    rows = MooncakeRows(counter)
+    rows = MooncakeRows(counter, with_messages=with_messages)
     starts: list[int | None] = []
     # (session, microseconds since its start, place of the row in a file that is not in order yet, its length)
     places: list[tuple[int, int, int, int]] = []
@@ -194,7 +237,7 @@ def _export_mooncake(trajectories: Iterable[Trajectory], out: Path, written: _Wr
                 file.write(b'{"timestamp":' + timestamp + b"," + unsorted.read(length)[1:] + b"\n")
     for source, offset, start in zip(written.sources, offsets, starts, strict=True):
         source |= {"begins_at_ms": (offset - ordered[0][0]) / 1000, "date_known": start is not None}
-    written.about = {"block_size": BLOCK_SIZE}
+    written.about = {} if with_messages else {"block_size": BLOCK_SIZE}
 
 
 def _export_openai(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
@@ -213,6 +256,49 @@ def _export_openai(trajectories: Iterable[Trajectory], out: Path, written: _Writ
         written.some("; content-free sessions export as weka")
 
 
+def _export_replay(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
+    from curate.exports.agentperf_local import manifest, replay_task
+    from curate.exports.claude_code import file_stem
+    from curate.tokens import DEFAULT_ENCODING, TokenCounter
+
+    counter = TokenCounter(DEFAULT_ENCODING)
+    tasks: list[Json] = []
+    with _draft(out, folder=True) as draft:
+        (draft / "traces").mkdir(mode=0o700)
+        for trajectory in trajectories:
+            file = f"traces/{file_stem(trajectory.session_id)}.jsonl"
+            task, rows, dropped = replay_task(trajectory, counter, file)
+            written.left_out += dropped
+            if task is None:
+                written.left_out["sessions without a request that the format can hold"] += 1
+                continue
+            _write(draft / file, *rows)
+            tasks.append(task)
+            written.sessions += 1
+            written.requests += len(rows)
+        written.some("; content-free sessions export as weka, mooncake or otel")
+        _write(draft / "manifest.json", manifest(tasks, out.name))
+
+
+def _export_claude_code(trajectories: Iterable[Trajectory], out: Path, written: _Written) -> None:
+    from curate.exports.claude_code import claude_code_files
+
+    with _draft(out, folder=True) as draft:
+        for trajectory in trajectories:
+            files, requests, dropped = claude_code_files(trajectory)
+            written.left_out += dropped
+            if not files:
+                written.left_out["sessions without a request that the format can hold"] += 1
+                continue
+            for name, lines in files.items():
+                path = draft / PROJECT / name
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _write(path, *lines)
+            written.sessions += 1
+            written.requests += requests
+        written.some("; content-free sessions export as weka, mooncake or otel")
+
+
 def _reasons(left_out: Counter[str]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in left_out.most_common()) or "the dataset is empty"
 
@@ -221,20 +307,23 @@ def _file_name(session_id: str) -> str:
     return re.sub(r"[^\w.-]", "_", session_id).lstrip(".") + ".json"
 
 
-def _write(path: Path, value: Json, *, unicode_only: bool = False) -> None:
-    """Append a JSON value and a new line to a file that only the owner can read."""
+def _write(path: Path, *values: Json, unicode_only: bool = False) -> None:
+    """Append JSON values, a line each, to a file that only the owner can read."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(handle, "wb") as file:
-        file.write(_encode(value, unicode_only=unicode_only) + b"\n")
+        for value in values:
+            file.write(_encode(value, unicode_only=unicode_only) + b"\n")
 
 
 def _encode(value: Json, *, unicode_only: bool = False) -> bytes:
     # Escapes are left out unless the text has lone surrogates, which UTF-8 cannot hold, and some readers neither.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode()
+        return one_line(text.encode())
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace") if unicode_only else json.dumps(value, separators=(",", ":")).encode()
+        if unicode_only:
+            return one_line(text.encode("utf-8", "replace"))
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 @contextmanager

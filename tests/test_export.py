@@ -126,7 +126,7 @@ def renumbered(session: Trajectory) -> Trajectory:
 
 def test_text_session_as_weka(tmp_path: Path) -> None:
     counter = TokenCounter()
-    session = text_session(turns=40)
+    session = text_session(turns=40, secret="Mind all the tests, " * 20)
     export([session], "weka", tmp_path / "out")
     trace = exported(tmp_path / "out", "session-a")
     check_keys(trace)
@@ -151,6 +151,14 @@ def test_text_session_as_weka(tmp_path: Path) -> None:
     assert "coding agent" not in json.dumps(trace)
     provenance = json.loads((tmp_path / "out.provenance.json").read_text())
     assert provenance["sessions"][0]["in_counted_by"] == "o200k_base"
+
+
+def test_a_prefix_that_the_blocks_do_not_cover_is_not_told(tmp_path: Path) -> None:
+    """AIPerf builds tools and system prompt out of the first prompt's blocks, and refuses a file with fewer."""
+    export([text_session()], "weka", tmp_path / "out")
+    trace = exported(tmp_path / "out", "session-a")
+    assert len(trace["requests"][0]["hash_ids"]) == 1
+    assert (trace["tool_tokens"], trace["system_tokens"]) == (0, 0)
 
 
 def test_a_changed_message_changes_every_block_after_it() -> None:

@@ -447,3 +447,38 @@ def test_any_session_is_exported_or_refused_with_its_reasons(
                 check_rows(values)
             case "otel":
                 check_tree(spans_of(values[0]))
+
+
+# Mooncake with messages.
+
+
+def test_mooncake_with_messages_sends_whole_prompts(tmp_path: Path) -> None:
+    session = with_subagent()
+    report = export([session, content_free_session()], "mooncake", tmp_path / "chat.jsonl", with_messages=True)
+    assert (report.sessions, report.requests) == (1, 4)
+    assert report.left_out == {"requests without text": 3, "sessions without a request that the format can hold": 1}
+    assert "message.content" not in report.not_carried
+    rows = [json.loads(line) for line in (tmp_path / "chat.jsonl").read_bytes().splitlines()]
+    assert [row["timestamp"] for row in rows] == sorted(row["timestamp"] for row in rows)
+    by_request = {row["request_id"]: row for row in rows}
+    chains: dict[str, list[dict[str, Any]]] = {}
+    for request in session.requests:
+        row = by_request[f"{session.session_id}:{request.request_index}"]
+        chains.setdefault(row["session_id"], []).append(row)
+        assert row["session_id"] == f"{session.session_id}:{request.agent_path}"
+        # AIPerf takes one kind of input per row.
+        assert not {"input_length", "hash_ids", "text_input", "payload"} & row.keys()
+        expected = [one.content for one in said(session, request)]
+        assert [message["content"] for message in row["messages"]] == expected
+        assert len(row["tools"]) == len(session.tool_sets[request.tools_index or 0])
+        assert (row["output_length"], row["extra"]) == (50, {"temperature": 0.7})
+    for rows_of_chain in chains.values():
+        first, *others = rows_of_chain
+        assert "delay" not in first
+        assert all(row["delay"] == 8000.0 for row in others)
+        assert "tool_wait_ms" not in first
+
+
+def test_messages_are_for_mooncake(tmp_path: Path) -> None:
+    with pytest.raises(ExportFault, match="--with-messages is for mooncake; weka has one shape only"):
+        export([text_session()], "weka", tmp_path / "x", with_messages=True)

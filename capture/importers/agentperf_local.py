@@ -148,7 +148,7 @@ def _read_task(task: Mapping[str, Any], trace: Traversable, key: bytes) -> Traje
     place = str(trace)
     rows = [
         _Row(_parse(line, f"{place}, line {number}"), f"{place}, line {number}")
-        for number, line in enumerate(_read_text(trace, place).splitlines(), 1)
+        for number, line in enumerate(_read_text(trace, place).split("\n"), 1)
         if line.strip()
     ]
     if not rows:

@@ -413,7 +413,7 @@ class _Reader:
                 told = _told_us(result.data.get("toolUseResult"))
                 asked = names[tool_id] in _ASKING
                 decided = as_text(as_object(result.data.get("permissionDecision")).get("source"))
-                alone = end == first and not decided.startswith("user")
+                alone = end == first and not decided.startswith("user") and not _untimed(result.data)
                 yield ToolTime(
                     tool_call_id=tool_id,
                     source="log",
@@ -465,8 +465,14 @@ def _told_us(result: object) -> int | None:
     for name, factor in (("durationMs", 1_000), ("totalDurationMs", 1_000), ("durationSeconds", 1_000_000)):
         value = fields.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
-            return int(value * factor)
+            return round(value * factor)
     return None
+
+
+def _untimed(data: Json) -> bool:
+    """Whether a result says that nobody timed the tool: an export of ours, of a recording that does not know."""
+    result = as_object(data.get("toolUseResult"))
+    return "durationMs" in result and result["durationMs"] is None
 
 
 def _with_inline_agents(lines: list[Line]) -> list[Line]:

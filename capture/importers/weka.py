@@ -119,12 +119,12 @@ def _read_file(path: Path) -> list[_Trace]:
         raise ImportFault(f"{path}: cannot be read: {fault.strerror or fault}") from fault
     except UnicodeDecodeError as fault:
         raise ImportFault(f"{path}: not UTF-8 text at byte {fault.start}: is this a Weka trace?") from fault
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ImportFault(f"{path}: the file is empty: fetch it again")
     # JSON lines: more than one line, each a whole object by itself.
     if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
-        numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [
             _read_trace(_parse(line, f"{path}, line {number}"), f"{path}, line {number}", path)
             for number, line in numbered

@@ -55,15 +55,18 @@ def weka_trace(trajectory: Trajectory, counter: TokenCounter) -> tuple[Json | No
             hashes = request.block_hashes or ()
             if trajectory.hash_scope == "release":  # readers take local ids only
                 hashes = tuple(renumbered.setdefault(value, len(renumbered) + 1) for value in hashes)
-            blocks = PromptBlocks(tokens=request.prompt_tokens or 0, ids=hashes)
-        chains[request.agent_path].append(_call(trajectory, request, blocks, counter))
+            blocks = PromptBlocks(tokens=request.hashed_tokens or 0, ids=hashes)
+        first = not chains[request.agent_path]
+        chains[request.agent_path].append(_call(trajectory, request, blocks, counter, first=first))
         members[request.agent_path].append(request)
     if not chains:
         return None, left_out
+    prefixes = {
+        path: _prefix(trajectory, members[path][0], calls[0], block_size, counter) for path, calls in chains.items()
+    }
     main = chains.pop("main", [])
-    first = members["main"][0] if main else next(iter(members.values()))[0]
     agents = [
-        _agent(trajectory, members[path], calls, number, counter)
+        _agent(trajectory, members[path], calls, number, prefixes[path])
         for number, (path, calls) in enumerate(sorted(chains.items(), key=lambda item: item[1][0]["t"]), 1)
     ]
     trace = {
@@ -71,15 +74,16 @@ def weka_trace(trajectory: Trajectory, counter: TokenCounter) -> tuple[Json | No
         "models": list(dict.fromkeys(call["model"] for call in main or agents[0]["requests"])),
         "block_size": block_size,
         "hash_id_scope": "local",
-        "tool_tokens": _tool_tokens(trajectory, first, counter),
-        "system_tokens": _system_tokens(trajectory, first, counter),
+        **prefixes["main" if main else next(iter(prefixes))],
         "requests": sorted([*main, *agents], key=lambda entry: entry["t"]),
         "totals": _totals(main, agents),
     }
     return trace, left_out
 
 
-def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counter: TokenCounter) -> Json:
+def _call(
+    trajectory: Trajectory, request: Request, blocks: PromptBlocks, counter: TokenCounter, *, first: bool
+) -> Json:
     out = request.completion_tokens
     if out is None and request.answer_index is not None:
         out = counter.message(trajectory.pool[request.answer_index].message)
@@ -98,15 +102,29 @@ def _call(trajectory: Trajectory, request: Request, blocks: PromptBlocks, counte
         call["api_time"] = (request.t_end_us - request.sent_us) / 1e6
     if request.stream and request.t_first_token_us is not None:
         call["ttft"] = (request.t_first_token_us - request.sent_us) / 1e6
-    if request.gap_us is not None:
-        call["think_time"] = request.gap_us / 1e6
-    elif request.gap_kind in ("none", "spawn"):
+    if first:
         call["think_time"] = 0.0  # a chain's first request waits for nothing of its own chain
+    elif request.gap_us is not None:
+        call["think_time"] = request.gap_us / 1e6
     return call
 
 
+def _prefix(
+    trajectory: Trajectory, first: Request, call: Json, block_size: int, counter: TokenCounter
+) -> dict[str, int]:
+    """Tokens of the tools and of the system prompt; 0, "not known", where the first prompt's blocks do not cover them.
+
+    AIPerf builds both out of those blocks and refuses a file that has fewer.
+    """
+    found = {
+        "tool_tokens": _tool_tokens(trajectory, first, counter),
+        "system_tokens": _system_tokens(trajectory, first, counter),
+    }
+    return found if sum(found.values()) <= len(call["hash_ids"]) * block_size else dict.fromkeys(found, 0)
+
+
 def _agent(
-    trajectory: Trajectory, requests: list[Request], calls: list[Json], number: int, counter: TokenCounter
+    trajectory: Trajectory, requests: list[Request], calls: list[Json], number: int, prefix: dict[str, int]
 ) -> Json:
     start_us = requests[0].sent_us
     for call, request in zip(calls, requests, strict=True):
@@ -126,8 +144,7 @@ def _agent(
         "status": "completed" if requests[-1].t_end_us is not None else "unknown",
         "requests": calls,
         "models": list(dict.fromkeys(call["model"] for call in calls)),
-        "tool_tokens": _tool_tokens(trajectory, requests[0], counter),
-        "system_tokens": _system_tokens(trajectory, requests[0], counter),
+        **prefix,
     }
 
 
