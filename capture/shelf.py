@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,10 @@ class ShelfFault(ValueError):
 class _Envelope(msgspec.Struct, frozen=True):
     version: int
     trajectory: Trajectory
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: int
 
 
 class _Owner(msgspec.Struct, frozen=True):
@@ -71,8 +76,7 @@ class Shelf:
         """One session; ShelfFault when its file is damaged or gone."""
         envelope = self._read(session_id, _Envelope)
         if envelope.version != FORMAT_VERSION:
-            path = self._path(session_id)
-            raise ShelfFault(f"{path}: format version {envelope.version}, this program reads {FORMAT_VERSION}")
+            raise self._unread(session_id, envelope.version)
         return envelope.trajectory
 
     def belongs_to(self, session_id: str) -> tuple[str, str | None]:
@@ -87,8 +91,20 @@ class Shelf:
             return msgspec.json.decode(data, type=kind)
         except FileNotFoundError as fault:
             raise ShelfFault(f"{path}: no such session on the shelf") from fault
-        except (OSError, zstandard.ZstdError, msgspec.DecodeError) as fault:
+        except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                version = msgspec.json.decode(data, type=_Version).version
+                if version != FORMAT_VERSION:
+                    raise self._unread(session_id, version) from None
             raise ShelfFault(f"{path} is damaged ({fault}): import its session again") from fault
+        except (OSError, zstandard.ZstdError) as fault:
+            raise ShelfFault(f"{path} is damaged ({fault}): import its session again") from fault
+
+    def _unread(self, session_id: str, version: int) -> ShelfFault:
+        path = self._path(session_id)
+        return ShelfFault(
+            f"{path} has format version {version}, this agentdyno reads {FORMAT_VERSION}: install a newer one"
+        )
 
     def remove(self, session_id: str) -> bool:
         """Take a session off the shelf; whether it was on it. OSError where its file cannot be removed."""

@@ -110,6 +110,8 @@ class Request:
     clock_jump_us: int | None = None  # the wall clock moved against the monotonic one in this gap or call
     # The agent's own word for its sub-agent; `compaction` on a call that writes the summary of a context.
     agent_type: str | None = None
+    # Our own count of the prompt, as a dataset tells it; None in a store.
+    prompt_tokens_est: int | None = None
 
     @property
     def sent_us(self) -> int:
@@ -117,6 +119,11 @@ class Request:
         if self.t_send_us is None:
             raise ValueError(f"request {self.request_index}: nobody knows when it was sent")
         return self.t_send_us
+
+    @property
+    def hashed_tokens(self) -> int | None:
+        """Length of the prompt in the count that `block_hashes` cut; None where nobody told."""
+        return self.prompt_tokens if self.prompt_tokens_est is None else self.prompt_tokens_est
 
     @property
     def call_span(self) -> tuple[int, int] | None:

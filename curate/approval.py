@@ -144,16 +144,33 @@ def check_approval(folder: Path, manifest: Manifest) -> None:
         approval.unseen and approval.sample is None and not approval.without_review
     ):
         raise DatasetFault(f"the approval of {folder} covers only a part of its sessions; {again}")
-    digests = {entry.session_id: entry.digest for shard in manifest.shards for entry in shard.sessions}
-    dropped = sum(standing.state == "dropped" for standing in Decisions(folder).standings(digests).values())
-    if dropped:
-        raise DatasetFault(
-            f"{count(dropped, 'session')} of {folder} {'was' if dropped == 1 else 'were'} dropped after the approval "
-            f"of {approval.at}; approve again: agentdyno curate approve {folder}"
-        )
+    refuse_dropped(folder, manifest)
     for entry in manifest.files:
         path = folder / entry.path
         if not path.is_file() or path.stat().st_size != entry.bytes or file_sha256(path) != entry.sha256:
             raise DatasetFault(
                 f"{path} is missing or not what was approved on {approval.at}; build the dataset again, then {again}"
             )
+
+
+def refuse_dropped(folder: Path, manifest: Manifest) -> None:
+    """Raises DatasetFault while a session that somebody dropped is in the folder still, in whatever tier it leaves.
+
+    A drop of rows that a later build changed counts too: nobody said that the session may go.
+    """
+    digests = {entry.session_id: entry.digest for shard in manifest.shards for entry in shard.sessions}
+    standings = Decisions(folder).standings(digests).values()
+    dropped = sum(standing.state == "dropped" for standing in standings)
+    if dropped:
+        raise DatasetFault(
+            f"{count(dropped, 'session')} of {folder} {'was' if dropped == 1 else 'were'} dropped in a review and "
+            f"{'is' if dropped == 1 else 'are'} in it still; take {'it' if dropped == 1 else 'them'} out by "
+            f"'agentdyno curate approve {folder}'"
+        )
+    changed = sum(standing.dropped_before for standing in standings)
+    if changed:
+        raise DatasetFault(
+            f"{count(changed, 'session')} of {folder} {'was' if changed == 1 else 'were'} dropped before a build "
+            f"changed {'it' if changed == 1 else 'them'}; decide again by 'agentdyno curate review {folder}', then "
+            f"'agentdyno curate approve {folder}'"
+        )

@@ -1,65 +1,80 @@
-"""Stores in, a dataset folder out: shards of work with receipts, then statistics, plots, card and manifest.
+"""Stores in, a dataset folder out: read, map in shards, reduce over keys, finish.
 
-The folder must be new, or hold an earlier or unfinished result of the same inputs. A shard whose receipt matches is
-not done again, so a killed build goes on where it stopped and a grown store costs only what is new.
+The folder must be new, or hold an earlier or unfinished result of the same inputs. Work is known by what it was made
+from (`curate.receipts`), so a killed build goes on where it stopped, and one that continues a release (`previous`)
+does only what is new.
+
+What a session's rows are made from, and so what makes its work be done again: the session, its label, its split, the
+recipe's licence, consent, tokenizer, truncation and redaction, the secrets that its store knows, this program's
+version. Filters, duplicates, sample, statistics and the words of the card are not: sessions that were built are only
+looked at again, and what is left out stays in `.private/` for another day. A session that earlier filters left out is
+done when new ones let it in.
+
+What remains O(all) where nothing is new: reading the stores (journals are assembled anew each time, imported sessions
+are decoded), a digest of each session, a SHA-256 of each file of work, and the statistics.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
-import importlib.metadata
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from capture.atomic import write_atomically
-from capture.trajectory import Trajectory
+from curate.choice import Choice, choose
+from curate.finish import DATA, current_shard, publish_shard
+from curate.intake import Reading
+from curate.labels import Label
 from curate.manifest import (
     FORMAT,
     MANIFEST,
     WORK,
     DatasetFault,
     Drop,
-    FileEntry,
     Inputs,
     Manifest,
     Receipt,
+    SessionEntry,
     content_digest,
-    file_sha256,
+    drops_of,
+    file_entry,
     read_manifest,
     write_json,
 )
-from curate.recipe import Recipe
-from curate.row import published
-from curate.shard import Redacts, ShardTask, build_shard, input_digest
-from curate.table import SCHEMA_VERSION, TABLES
+from curate.pool import run_shards
+from curate.receipts import Ledger, prepare, release_key
+from curate.recipe import Recipe, published
+from curate.review.decision import carry_decisions
+from curate.shard import Redacts
+from curate.source import Source, open_source
+from curate.table import REQUESTS, SCHEMA_VERSION, SESSIONS, TABLES
+from curate.withdrawn import read_withdrawn, write_withdrawn
 
-SHARD_BYTES = 32 << 20  # of sessions as JSON: seconds of work, so a kill costs little
-SHARD_SESSIONS = 512
-SAME_START_US = 2_000_000  # two recorders of one session see its first call at nearly one time
-PREVIOUS = "previous-manifest.json"
+if TYPE_CHECKING:
+    from curate.stats import Stats
+
+
+class LostSessions(RuntimeError):
+    """A build does not add up: a session was read and neither kept nor left out with a reason. A bug, never data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildProgress:
-    """Where a build is; `sessions` counts those read so far."""
+    """Where a build is; `sessions` counts those read so far. Totals are None until they are known."""
 
     step: str
     sessions: int
-    shards: int
-    reused_shards: int
+    shards: int  # worked on in this run
+    total_sessions: int | None
+    total_shards: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,65 +84,57 @@ class BuildReport:
     folder: Path
     digest: str
     rows: dict[str, int]  # by table
+    read: int  # sessions that the stores gave
+    kept: int
+    drops: tuple[Drop, ...]  # in the order of the funnel
     shards: int
-    reused_shards: int
-    dropped: dict[str, int]  # reason → sessions or sources
+    reused_shards: int  # of them, made from work done before
+    built: int  # sessions worked on in this run
     redactions: dict[str, int]  # rule → findings
+    notes: tuple[str, ...]  # what the caller should know and the dataset does not say
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One store as a build sees it."""
-
-    store_id: str
-    sessions: Callable[[list[str]], Iterator[Trajectory]]  # appends what it cannot read, in words
-    redactor: Redacts
-    rules: str  # digest of all that redaction goes by, known secrets included: when it changes, shards are done again
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Sessions, or places that cannot be read, by the reason for which they are left out."""
+        found: Counter[str] = Counter()
+        for drop in self.drops:
+            found[drop.reason] += drop.n
+        return dict(found)
 
 
 def build(
     stores: Sequence[Path],
     out: Path,
     *,
-    tokenizer: str = "o200k_base",
+    recipe: Recipe | None = None,
+    tokenizer: str | None = None,
+    previous: Path | None = None,
+    jobs: int | None = None,
+    labels: Mapping[str, Label] | None = None,
     redactor: Redacts | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
-    recipe: Recipe | None = None,
-    jobs: int | None = None,
 ) -> BuildReport:
-    """Build the dataset of some stores into `out`.
+    """Build the dataset of some stores into `out`; `previous` is the folder of the release before.
 
-    Without a redactor each store gets one that knows the secrets its recorder saw. Raises DatasetFault when `out`
-    holds something else (and leaves it untouched) or when no session can be read, and
-    `curate.tokens.EncodingUnavailable` when the tokenizer is not at hand.
+    The tokenizer is the one named, else the recipe's, else o200k_base. Raises DatasetFault when `out` holds something
+    else (and leaves it untouched) or when no session is left, `curate.tokens.EncodingUnavailable` when the tokenizer is
+    not at hand, `curate.pool.WorkerDied`, and what the redactor raises when a scanner that it needs is missing.
     """
-    from curate.tokens import load_encoding
+    from curate.tokens import DEFAULT_ENCODING, load_encoding
 
+    recipe = recipe or Recipe()
+    tokenizer = tokenizer or recipe.tokenizer or DEFAULT_ENCODING
     load_encoding(tokenizer)  # fail before the folder is touched
-    sources = [_open(Path(store), redactor) for store in stores]
-    return build_sources(sources, out, tokenizer=tokenizer, on_progress=on_progress, recipe=recipe, jobs=jobs)
-
-
-def _open(path: Path, redactor: Redacts | None) -> Source:
-    from capture.sessions import read_sessions
-    from capture.store import Store
-
-    store = Store.open(path)
-    known = store.seen_secrets()
-    if redactor is None:
-        from curate.redact import Redactor
-
-        redactor = Redactor(seen=known, key=store.key)
-    rules = hashlib.sha256("\n".join((redactor.policy, *sorted(repr(secret) for secret in known))).encode()).hexdigest()
-
-    def sessions(problems: list[str]) -> Iterator[Trajectory]:
-        found: list[str] = []
-        yield from read_sessions(path, found, once=True)
-        # A published file names no folder of this machine.
-        problems.extend(problem.replace(f"{path}{os.sep}", "").replace(str(path), path.name) for problem in found)
-
-    store_id = hmac.digest(store.key, b"agentdyno store id", "sha256").hex()[:16]
-    return Source(store_id=store_id, sessions=sessions, redactor=redactor, rules=rules)
+    return build_sources(
+        [open_source(Path(store), recipe, redactor) for store in stores],
+        out,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        previous=previous,
+        jobs=jobs,
+        labels=labels,
+        on_progress=on_progress,
+    )
 
 
 def build_sources(
@@ -135,92 +142,204 @@ def build_sources(
     out: Path,
     *,
     tokenizer: str,
-    on_progress: Callable[[BuildProgress], None] | None = None,
     recipe: Recipe | None = None,
+    previous: Path | None = None,
     jobs: int | None = None,
+    labels: Mapping[str, Label] | None = None,
+    on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildReport:
     """As `build`, from stores already opened."""
-    from curate.card import write_papers
-
-    recipe = recipe or Recipe()
+    recipe, labels = recipe or Recipe(), labels or {}
+    before = None if previous is None else _previous(previous, out)
     inputs = Inputs(
         stores=tuple(sorted(source.store_id for source in sources)),
         tokenizer=tokenizer,
-        # Without what follows "+": whether a recorder has seen secrets may change while a store grows.
-        redaction=", ".join(sorted({source.redactor.policy.partition("+")[0] for source in sources})),
+        # Not the whole policy: whether a recorder has seen secrets may change while a store grows.
+        redaction=", ".join(sorted({source.redactor.rules for source in sources})),
         recipe=recipe.name,
     )
-    with _claimed(out, inputs) as (known, created):
-        tell = _Teller(on_progress)
-        dropped: Counter[str] = Counter()
-        tasks = _tasks(sources, out, tokenizer, recipe, dropped, tell)
-        receipts = list(_run(tasks, known, out, jobs or os.cpu_count() or 1, tell))
-        for receipt in receipts:
-            dropped.update({drop.reason: drop.n for drop in receipt.drops})
-        entries = [entry for receipt in receipts for entry in receipt.sessions]
-        if not entries:
-            reasons = "; ".join(f"{reason} ({n}×)" for reason, n in dropped.most_common(3))
+    with _claimed(out, inputs) as created:
+        withdrawn = read_withdrawn(out) | (before.withdrawn if before else {})
+        own = hashlib.sha256(b"agentdyno release" + b"".join(sorted(source.key for source in sources))).digest()
+        ledger = Ledger(out, previous)
+        reading = Reading(
+            folder=out,
+            recipe=recipe,
+            tokenizer=tokenizer,
+            key=release_key(out, previous, own),
+            ledger=ledger,
+            labels=labels,
+            withdrawn=frozenset(withdrawn),
+        )
+        made = _map(reading, sources, ledger, jobs or os.cpu_count() or 1, on_progress)
+        choice = choose(out, tuple(reading.present.values()), ledger, recipe)
+        left_out = reading.left_out + choice.counts
+        if reading.read != len(choice.kept) + left_out.total():
+            raise LostSessions(f"{reading.read} sessions read, {len(choice.kept)} kept, {left_out.total()} left out")
+        drops = drops_of(left_out + Counter({("read", reason): n for reason, n in reading.places.items()}))
+        if not choice.kept:
             if created:
                 shutil.rmtree(out)
-            raise DatasetFault(f"no session to build from: {reasons or 'the stores are empty'}")
-        receipts = [receipt for receipt in receipts if receipt.files]
-        _remove_strays(out, receipts)
+            said = "; ".join(f"{drop.reason} ({drop.n}×)" for drop in drops[:3])
+            raise DatasetFault(f"no session to build from: {said or 'the stores are empty'}")
+        # From here on the folder is unfinished, until a new manifest says otherwise.
+        (out / MANIFEST).unlink(missing_ok=True)
+        shards = _finish(out, reading, choice, ledger)
         manifest = Manifest(
             format=FORMAT,
             schema=SCHEMA_VERSION,
             tier="full",
-            digest=content_digest(entries),
+            digest=content_digest([entry for shard in shards.values() for entry in shard.sessions]),
             inputs=inputs,
-            recipe=recipe,
-            rows={table.name: sum(receipt.files[table.name].rows for receipt in receipts) for table in TABLES},
-            shards=tuple(receipts),
+            recipe=published(recipe),
+            rows={table.name: sum(shard.files[table.name].rows for shard in shards.values()) for table in TABLES},
+            shards=tuple(shards.values()),
             papers=(),
-            drops=tuple(Drop(stage="read", reason=reason, n=n) for reason, n in sorted(dropped.items())),
+            drops=drops,
         )
-        tell.step("statistics, plots, card")
-        papers = write_papers(out, manifest)
-        manifest = replace(manifest, papers=tuple(_entry(out, path) for path in sorted(papers)))
+        if manifest.rows[SESSIONS.name] != len(choice.kept) or manifest.rows[REQUESTS.name] != choice.requests:
+            raise LostSessions(f"{len(choice.kept)} sessions of {choice.requests} requests kept, rows: {manifest.rows}")
+        write_withdrawn(out, withdrawn)
+        if previous is not None:
+            carry_decisions(previous, out)
+        _tell(on_progress, reading, "statistics, plots, card", len(made), len(made))
+        manifest = _with_papers(out, manifest, before)
         write_json(out / MANIFEST, manifest)
         shutil.rmtree(out / WORK)
     return BuildReport(
         folder=out,
         digest=manifest.digest,
         rows=manifest.rows,
-        shards=len(receipts),
-        reused_shards=tell.reused,
-        dropped={drop.reason: drop.n for drop in manifest.drops},
-        redactions=dict(sorted(sum((Counter(receipt.redactions) for receipt in receipts), Counter()).items())),
+        read=reading.read,
+        kept=len(choice.kept),
+        drops=manifest.drops,
+        shards=len(shards),
+        reused_shards=len(shards.keys() - made),
+        built=reading.to_build,
+        redactions=dict(sorted(sum((Counter(shard.redactions) for shard in shards.values()), Counter()).items())),
+        notes=_notes(previous, ledger, labels, reading),
     )
 
 
-class _Teller:
-    """Counts, and tells whoever listens."""
+def _notes(previous: Path | None, ledger: Ledger, labels: Mapping[str, Label], reading: Reading) -> tuple[str, ...]:
+    notes = []
+    if previous is not None and not ledger.has_previous:
+        notes.append(f"{previous} keeps no work to go on from (a published copy does not): every session was done anew")
+    unknown = len(labels.keys() - reading.seen)
+    if unknown:
+        notes.append(f"{unknown} of {len(labels)} labels name sessions that no store holds")
+    return tuple(notes)
 
-    def __init__(self, listener: Callable[[BuildProgress], None] | None) -> None:
-        self.listener = listener
-        self.name = "sessions"
-        self.sessions = self.shards = self.reused = 0
 
-    def tell(self) -> None:
-        if self.listener is not None:
-            self.listener(
-                BuildProgress(step=self.name, sessions=self.sessions, shards=self.shards, reused_shards=self.reused)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """What a build takes from the release before, besides its work."""
+
+    stats: Stats
+    sessions: tuple[SessionEntry, ...]
+    withdrawn: dict[str, bytes]
+
+
+def _previous(previous: Path, out: Path) -> _Before:
+    from curate.stats import read_stats
+
+    if previous.resolve() == out.resolve():
+        raise DatasetFault(
+            f"{out} cannot be its own previous release: a build goes on in its folder without --previous"
+        )
+    sessions = tuple(entry for shard in read_manifest(previous).shards for entry in shard.sessions)
+    return _Before(stats=read_stats(previous), sessions=sessions, withdrawn=read_withdrawn(previous))
+
+
+def _map(
+    reading: Reading,
+    sources: Sequence[Source],
+    ledger: Ledger,
+    jobs: int,
+    listener: Callable[[BuildProgress], None] | None,
+) -> set[str]:
+    """Do the work that is not done; gives the shards made."""
+    known = [source.expected for source in sources]
+    total = None if None in known else sum(count or 0 for count in known)
+    made: set[str] = set()
+    reading.on_session = lambda: _tell(listener, reading, "sessions", len(made), None, total)
+    for receipt in run_shards(reading.tasks(sources), jobs):
+        ledger.add(receipt)
+        made.add(receipt.input_digest)
+        _tell(listener, reading, "sessions", len(made), reading.tasks_made if reading.over else None, total)
+    for present in reading.present.values():
+        if ledger.work_of(present.input) is None:
+            raise LostSessions(f"session {present.session_id} was given to a worker and did not come back")
+    return made
+
+
+def _tell(
+    listener: Callable[[BuildProgress], None] | None,
+    reading: Reading,
+    step: str,
+    shards: int,
+    total_shards: int | None,
+    total_sessions: int | None = None,
+) -> None:
+    if listener is not None:
+        listener(
+            BuildProgress(
+                step=step,
+                sessions=reading.read,
+                shards=shards,
+                total_sessions=reading.read if reading.over else total_sessions,
+                total_shards=total_shards,
             )
+        )
 
-    def step(self, name: str) -> None:
-        self.name = name
-        self.tell()
+
+def _finish(out: Path, reading: Reading, choice: Choice, ledger: Ledger) -> dict[str, Receipt]:
+    """Publish the shards, in the order of reading; nothing else stays in `data/` and among the private work."""
+    members: dict[str, dict[str, int | None]] = {}  # shard → its sessions' inputs, with their peaks
+    for present in reading.present.values():
+        receipt = ledger.receipt_of(present.input)
+        assert receipt is not None
+        members.setdefault(receipt.input_digest, {})[present.input] = present.peak_agents
+    shards: dict[str, Receipt] = {}
+    used = []
+    for name, peaks in members.items():
+        receipt = ledger.receipt(name)
+        works = [replace(work, peak_agents=peaks[work.input]) for work in receipt.sessions if work.input in peaks]
+        whole = current_shard(out, receipt, works)
+        if whole is not receipt:
+            ledger.add(whole)
+        used.append(whole.input_digest)
+        shard = publish_shard(out, whole, choice.kept)
+        if shard is not None:
+            counts = Counter(
+                choice.left_out[work.session_id] for work in whole.sessions if work.session_id in choice.left_out
+            )
+            shards[name] = replace(shard, drops=drops_of(counts))
+    _remove_strays(out, shards.values())
+    ledger.prune(used)
+    return shards
+
+
+def _with_papers(out: Path, manifest: Manifest, before: _Before | None) -> Manifest:
+    from curate.card import write_papers
+
+    papers = write_papers(
+        out,
+        manifest,
+        previous=None if before is None else before.stats,
+        previous_sessions=None if before is None else before.sessions,
+    )
+    return replace(manifest, papers=tuple(file_entry(out, path) for path in sorted(papers)))
 
 
 @contextmanager
-def _claimed(out: Path, inputs: Inputs) -> Iterator[tuple[dict[str, Receipt], bool]]:
-    """Take the folder, or refuse it untouched; gives the receipts of earlier work and whether the folder is new."""
+def _claimed(out: Path, inputs: Inputs) -> Iterator[bool]:
+    """Take the folder, or refuse it untouched; gives whether it is new."""
     created = not out.exists()
-    if not created:
-        _check_ours(out, inputs)
+    empty = created or _check_ours(out, inputs)
     work = out / WORK
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if created:
+    if empty:
         out.chmod(0o700)  # redaction has limits: what was private stays the owner's until published
     with (work / "lock").open("w") as lock:
         try:
@@ -228,20 +347,22 @@ def _claimed(out: Path, inputs: Inputs) -> Iterator[tuple[dict[str, Receipt], bo
         except OSError as fault:
             raise DatasetFault(f"another build is writing {out}; wait for it, or choose another folder") from fault
         write_json(work / "inputs.json", inputs)
-        if (out / MANIFEST).exists():
-            # From here on the folder is unfinished, until a new manifest says otherwise.
-            (out / MANIFEST).replace(work / PREVIOUS)
-        yield _receipts(work), created
+        prepare(out)
+        yield created
 
 
-def _check_ours(out: Path, inputs: Inputs) -> None:
+def _check_ours(out: Path, inputs: Inputs) -> bool:
+    """Whether the folder is empty; DatasetFault where it holds anything but a build of these inputs."""
     if not out.is_dir():
         raise DatasetFault(f"{out} is a file; choose a new folder")
     if {path.name for path in out.iterdir()} <= {WORK} and not (out / WORK / "inputs.json").exists():
-        return
+        return True
     earlier: Inputs | None = None
-    if (out / MANIFEST).is_file():
-        earlier = read_manifest(out).inputs
+    if (out / MANIFEST).is_file() or (out / WORK / "swap").is_dir():
+        found = read_manifest(out)
+        if found.tier != "full":
+            raise DatasetFault(f"{out} is the {found.tier} tier of a dataset; choose a new folder")
+        earlier = found.inputs
     elif (out / WORK / "inputs.json").is_file():
         try:
             earlier = msgspec.json.decode((out / WORK / "inputs.json").read_bytes(), type=Inputs)
@@ -252,166 +373,18 @@ def _check_ours(out: Path, inputs: Inputs) -> None:
     difference = inputs.difference(earlier)
     if difference is not None:
         raise DatasetFault(f"{out} holds a dataset built from {difference}; choose a new folder")
+    return False
 
 
-def _receipts(work: Path) -> dict[str, Receipt]:
-    """Receipts of shards done earlier, by input digest; unreadable ones count as not done."""
-    found: dict[str, Receipt] = {}
-    if (work / PREVIOUS).is_file():
-        try:
-            previous = msgspec.json.decode((work / PREVIOUS).read_bytes(), type=Manifest)
-            found = {receipt.input_digest: receipt for receipt in previous.shards}
-        except msgspec.MsgspecError:
-            found = {}
-    for path in sorted((work / "receipts").glob("*.json")):
-        try:
-            receipt = msgspec.json.decode(path.read_bytes(), type=Receipt)
-        except msgspec.MsgspecError:
-            continue
-        found[receipt.input_digest] = receipt
-    return found
-
-
-def _tasks(
-    sources: Sequence[Source], out: Path, tokenizer: str, recipe: Recipe, dropped: Counter[str], tell: _Teller
-) -> Iterator[ShardTask]:
-    """Group the sessions of each store into shards, in the order of reading."""
-    seen: set[str] = set()
-    said: dict[bytes, tuple[str, int]] = {}  # what recorded sessions say → store and start of the first that says it
-    version = importlib.metadata.version("agentdyno")
-    for source in sources:
-        settings = "\n".join((FORMAT, SCHEMA_VERSION, version, tokenizer, recipe.license or "", source.rules))
-
-        def task(blobs: list[bytes], source: Source = source, settings: str = settings) -> ShardTask:
-            return ShardTask(
-                input_digest=input_digest(blobs, settings),
-                sessions=tuple(blobs),
-                redactor=source.redactor,
-                tokenizer=tokenizer,
-                license=recipe.license,
-                folder=out,
-                work=out / WORK,
-            )
-
-        blobs: list[bytes] = []
-        size = 0
-        problems: list[str] = []
-        for trajectory in source.sessions(problems):
-            tell.sessions += 1
-            tell.tell()
-            if trajectory.session_id in seen:
-                dropped["same session as one read before"] += 1
-                continue
-            seen.add(trajectory.session_id)
-            if _in_another_store(trajectory, source.store_id, said):
-                dropped["same session as one that another store's recorder saw"] += 1
-                continue
-            blobs.append(msgspec.json.encode(published(trajectory)))
-            size += len(blobs[-1])
-            if len(blobs) >= SHARD_SESSIONS or size >= SHARD_BYTES:
-                yield task(blobs)
-                blobs, size = [], 0
-        dropped.update(problems)
-        if blobs:
-            yield task(blobs)
-
-
-def _in_another_store(trajectory: Trajectory, store_id: str, said: dict[bytes, tuple[str, int]]) -> bool:
-    """Whether a recorder of another store saw this very session: one may stand behind the other.
-
-    Each store has ids of its own; all words and all answers alike, at the same time, are no second run of a task.
-    """
-    if trajectory.source != "wire" or not trajectory.pool or trajectory.t0_utc_us is None:
-        return False
-    words = msgspec.json.encode([pooled.message for pooled in trajectory.pool])
-    known, start_us = said.setdefault(hashlib.sha256(words).digest(), (store_id, trajectory.t0_utc_us))
-    return known != store_id and abs(trajectory.t0_utc_us - start_us) <= SAME_START_US
-
-
-def _run(
-    tasks: Iterable[ShardTask], known: dict[str, Receipt], out: Path, jobs: int, tell: _Teller
-) -> Iterator[Receipt]:
-    """Receipts in the order of the tasks; starts processes only when there are two shards to do."""
-    pool: ProcessPoolExecutor | None = None
-    waiting: deque[Future[Receipt] | Receipt | ShardTask] = deque()
-    try:
-        for task in tasks:
-            receipt = known.get(task.input_digest)
-            if receipt is not None and _intact(out, receipt):
-                tell.reused += 1
-                waiting.append(receipt)
-            elif pool is None and not any(isinstance(item, ShardTask) for item in waiting):
-                waiting.append(task)  # perhaps the only one: not worth a process
-            elif jobs == 1:
-                waiting.append(task)
-            else:
-                if pool is None:
-                    # Spawned: a fork would copy the threads of a progress bar in an unknown state.
-                    pool = ProcessPoolExecutor(
-                        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-                    )
-                    waiting = deque(
-                        pool.submit(build_shard, item) if isinstance(item, ShardTask) else item for item in waiting
-                    )
-                waiting.append(pool.submit(build_shard, task))
-            while len(waiting) > (1 if jobs == 1 else 2 * jobs):
-                yield _finish(waiting.popleft(), out, tell)
-        while waiting:
-            yield _finish(waiting.popleft(), out, tell)
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker of a killed build would wait for work forever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _finish(item: Future[Receipt] | Receipt | ShardTask, out: Path, tell: _Teller) -> Receipt:
-    if isinstance(item, ShardTask):
-        item = build_shard(item)
-    elif isinstance(item, Future):
-        item = item.result()
-    receipts = out / WORK / "receipts"
-    receipts.mkdir(exist_ok=True)
-    write_atomically(receipts / f"{item.input_digest}.json", msgspec.json.encode(item))
-    tell.shards += 1
-    tell.tell()
-    return item
-
-
-def _intact(out: Path, receipt: Receipt) -> bool:
-    """Whether the shard's files are still what its receipt says."""
-    return all(
-        (out / entry.path).is_file()
-        and (out / entry.path).stat().st_size == entry.bytes
-        and file_sha256(out / entry.path) == entry.sha256
-        for entry in receipt.files.values()
-    )
-
-
-def _remove_strays(out: Path, receipts: Sequence[Receipt]) -> None:
+def _remove_strays(out: Path, shards: Iterable[Receipt]) -> None:
     """Remove what a published folder must not hold: shards that no longer belong, and drafts of a killed build.
 
     The card's globs would load the shards; a draft may tell of sessions that are gone.
     """
-    for name in ("README.md", "stats.json", MANIFEST):
+    for name in ("README.md", "stats.json", MANIFEST, "withdrawn.jsonl"):
         for draft in out.glob(f".{name}.*"):
             draft.unlink()
-    wanted = {entry.path for receipt in receipts for entry in receipt.files.values()}
-    for path in (out / "data").glob("*/*.parquet"):
+    wanted = {entry.path for shard in shards for entry in shard.files.values()}
+    for path in (out / DATA).glob("*/*"):
         if path.relative_to(out).as_posix() not in wanted:
             path.unlink()
-
-
-def _entry(out: Path, path: Path) -> FileEntry:
-    return FileEntry(path=path.relative_to(out).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path), rows=0)

@@ -67,7 +67,9 @@ class DistinctSample:
         mixed = _mixed(hashes)
         if self._halvings:
             mixed = mixed[mixed < np.uint64(1 << (64 - self._halvings))]
-        self._known = np.union1d(self._known, mixed)
+        # Sorted, then less its repetitions: numpy's own union hashes, which takes many times as long.
+        found = np.sort(np.concatenate((self._known, mixed)))
+        self._known = found[np.append(True, found[1:] != found[:-1])] if len(found) else found
         while len(self._known) > self._held:
             self._halvings += 1
             self._known = self._known[self._known < np.uint64(1 << (64 - self._halvings))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ TIERS = {
 
 def _opening(stats: Stats) -> str:
     rows = stats.rows
-    harnesses = _listing(dict.fromkeys((share.value or "unknown").split(" ")[0] for share in stats.harnesses))
+    harnesses = _listing(dict.fromkeys(_word((share.value or "unknown").split(" ")[0]) for share in stats.harnesses))
     requests = stats.quantities["requests_per_session"].all
     longest = best_counted(stats.quantities, "context_max_tokens")
     sessions = stats.funnel.kept
@@ -136,6 +137,11 @@ def _opening(stats: Stats) -> str:
     if stats.tier == "full" and not stats.sessions_with_text:
         tier += " Its sessions came without text: lengths, times and hashes."
     return f"{text}\n\n{tier}"
+
+
+def _word(name: str) -> str:
+    """A name in running text; as code where a letter of it may mean something to Markdown."""
+    return name if re.fullmatch(r"[A-Za-z0-9.-]+", name) else code(name)
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from curate.plot import Plot
 from curate.quantities import OWN, Quantity, counted_name
 from curate.stats import Stats
 from curate.units import format_value
-from curate.words import count
+from curate.words import count, printable
 
 PARTS_SHOWN = 12  # rows of a table by model, reason or language; stats.json has them all
 SHOWN = ("min", "p5", "p25", "p50", "p75", "p90", "p95", "p99", "max", "mean")
@@ -237,10 +237,10 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: i
     """A Markdown table; the first columns are text, the others are numbers."""
     lines = [heads, [*["---"] * texts, *["---:"] * (len(heads) - texts)], *rows]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+        "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
 
 
 def code(text: str) -> str:
-    """A name as Markdown code."""
-    return f"`{text.replace('`', '')}`"
+    """A name as Markdown code on one line, which nothing in it can end."""
+    return f"`{printable(text).replace('`', '')}`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from curate.commands import build, export, redact, stats
+from curate.commands import build, export, match, measure, publish, redact, review, stats
 
 
 @click.group()
@@ -12,5 +12,14 @@ def curate() -> None:
     """Turn recorded sessions into a dataset with length statistics on its card."""
 
 
-for command in (*build.COMMANDS, *stats.COMMANDS, *export.COMMANDS, *redact.COMMANDS):
+for command in (
+    *build.COMMANDS,
+    *stats.COMMANDS,
+    *match.COMMANDS,
+    *export.COMMANDS,
+    *redact.COMMANDS,
+    *measure.COMMANDS,
+    *review.COMMANDS,
+    *publish.COMMANDS,
+):
     curate.add_command(command)

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from curate.glance import Glance
+from curate.randomness import bits
 from curate.shapes import ASSIGNED, PLACE, Finding
 
 _QUOTE = r"\\*[\"'`]"  # escaped once per level of JSON in JSON
@@ -23,20 +25,32 @@ _KEY_OWNERS = (
 _NAME = re.compile(
     r"(?:(?P<password>pass(?:word|wd|phrase|code)|(?<![a-z])pwd|credentials?)"
     rf"|(?P<api_key>(?:{_KEY_OWNERS})[_.-]?(?:access[_.-]?)?key)"
-    r"|(?P<token>(?<!change)(?<!continuation)(?<!next)(?<!page)(?<!sync)(?<!action)(?<!next[_-])(?<!page[_-])token)|(?P<secret>secret(?:[_.-]?(?:string|text))?)|(?P<authorization>authorization|(?<![a-z])auth))"
+    r"|(?P<token>(?<!change)(?<!continuation)(?<!next)(?<!page)(?<!sync)(?<!action)(?<!next[_-])(?<!page[_-])token)"
+    r"|(?P<secret>secret(?:[_.-]?(?:string|text))?)"
+    r"|(?P<authorization>authorization|(?<![a-z])auth)"
+    r"|(?P<key>[a-z0-9][_.-]key))"
     r"(?:[_.-]?(?:\d{1,3}|value|base64|b64|hex|raw|prod|production|dev|development|staging|test|live|default|main|old|new))?\Z"
 )
-_ANCHORS = ("pass", "pwd", "secret", "token", "key", "auth", "credential")
-_NAME_BEFORE = re.compile(r"[a-z0-9_.-]*\Z")
+_ANCHORS = (b"pass", b"pwd", b"secret", b"token", b"key", b"auth", b"credential")
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+_LONGEST_NAME = 60
 _NAME_AFTER = re.compile(r"[a-z0-9_.-]*[a-z0-9_]|")
 _VALUE = (
-    rf"(?:[bfru]?(?P<open>{_QUOTE})(?P<quoted>(?:(?!(?P=open))[^\r\n]){{4,400}}?)(?P=open)|(?P<bare>{_BARE}{{6,400}}))"
+    rf"(?:[bfru]?(?P<open>{_QUOTE})(?P<quoted>(?:(?!(?P=open))[^\r\n]){{4,400}}?)(?:(?P=open)|…|\\u2026|\.\.\.(?!\w))"
+    rf"|(?P<bare>{_BARE}{{6,400}}))"
 )
 _AFTER = re.compile(
     rf"(?P<close>{_QUOTE})?[\])]?(?:[ \t]*:[ \t]*(?:str|String|string|&str)(?=[ \t]*=))?"
     # `- name: X`, then `value: Y`: YAML or JSON.
     rf"(?P<separator>,?(?:\s|\\+n)*(?:{_QUOTE})?value(?:{_QUOTE})?[ \t]*[:=][ \t]*"
-    r"|[ \t]*(?::=|=>|==|=|:)[ \t]*|>[ \t]*|,[ \t]*(?=\\*[\"']))" + _VALUE
+    rf"|[ \t]*(?::=|=>|==|=|:)(?:[ \t]|(?:\n|\\+n)[ \t]*(?={_QUOTE}))*+|>[ \t]*|,[ \t]*(?=\\*[\"'])"
+    # A table's cell; a column of a listing; a property list's next element.
+    r"|[ \t]*\|[ \t]*|(?:[ \t]{3,}|\t)|</key>(?:\s|\\+n)*<string>)" + _VALUE
+)
+# What people write: `the password for staging is X`, `with the password X`, `use X as the token`.
+_PROSE_AFTER = re.compile(
+    r"s?(?:[ \t]+(?!is\b|was\b)[A-Za-z][\w'’-]*){0,5}?(?:[ \t]+(?:is|was|to|as|be|now)|[ \t]*(?:->|→|:|=)|)[ \t]+"
+    r"(?:\\*[\"'`]|\*\*)?(?P<value>[^\s\"'`*<>(){}\[\]\\]{6,120})"
 )
 _FLAG_AFTER = re.compile(r"(?P<close>)(?P<separator>[ \t]+)" + _VALUE)
 _SETTING = re.compile(r"(?:\A|\n|\\n)[ \t]*(?:-[ \t]+|export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+|-e[ \t]+)?\Z")
@@ -47,8 +61,34 @@ _COOKIE = re.compile(r"cookie:[ \t]*(?P<value>[^\r\n\"'\\]{8,4000})", re.IGNOREC
 _COOKIE_VALUE = re.compile(r"=([^\s;=]{16,})")
 _URL_USER = re.compile(r"://[^\s/:@\"'`<>\\{}$]{0,100}:(?P<value>[^\s/@\"'`<>\\{}$]{3,200})@(?=[\w\[.-])")
 _URL_SIGNATURE = re.compile(r"sig(?:nature)?=(?P<value>[a-z0-9%+/_-]{32,}={0,2})", re.IGNORECASE)
-_ACCOUNT_KEY = re.compile(r"(?:account|access)key=(?P<value>[A-Za-z0-9+/]{28,}={0,2})", re.IGNORECASE)
+_ACCOUNT_KEY = re.compile(r"(?:(?<=account)|(?<=access))key=(?P<value>[A-Za-z0-9+/]{28,}={0,2})", re.IGNORECASE)
 _NETRC = re.compile(r"login[ \t]+\S+\s+password[ \t]+(?P<value>\S{4,})")
+_PGPASS = re.compile(r":\d{4,5}:[\w*.-]+:[\w*.@-]+:(?P<value>[^\s:\"'`]{4,128})(?=\s|\\n|\Z)")
+_OPTION = re.compile(
+    rf"[\w-]+[^\n|]{{0,120}}? (?:-p|-a|--pass[ =])[ ]?(?P<open>{_QUOTE})?"
+    r"(?P<value>(?:(?!(?P=open))[^\s\"'`\\]){6,128})"
+)
+_STDIN = re.compile(
+    rf"(?:echo|printf)(?: -n| %s)? (?P<open>{_QUOTE})?(?P<value>[^\s\"'`\\]{{6,300}})(?:{_QUOTE})?[ ]*\|[^\n]{{0,80}}?"
+    r"(?:--password-stdin|--with-token|passwd|chpasswd|sudo -S)"
+)
+_SEED = re.compile(
+    r"(?:(?:\d{1,2}[.):][ \t]*)?[a-z]{3,8}(?:[ \t]*,[ \t]*|[ \t]+|[ \t]*\n[ \t]*|\\n)){11,23}"
+    r"(?:\d{1,2}[.):][ \t]*)?[a-z]{3,8}(?![a-z])"
+)
+_SEED_WORDS = (
+    b"mnemonic",
+    b"seed",
+    b"recovery phrase",
+    b"secret phrase",
+    b"backup phrase",
+    b"recovery words",
+    b"wallet",
+)
+_SEED_LENGTH = 400  # characters after such a word
+_NO_SEED = re.compile(
+    r"\b(?:the|and|for|with|are|was|has|its|our|can|not|but|from|have|your|into|which|these|those|been|were|their)\b"
+)
 _CURL_USER = re.compile(rf"(?: -u|user)[ =]?{_QUOTE}?[\w.@+-]{{1,80}}:(?P<value>[^\s\"'\\$<{{]{{4,200}})")
 
 # fmt: off
@@ -60,59 +100,65 @@ _NO_SECRETS = frozenset({
 })
 # fmt: on
 _NO_SECRET_PART = re.compile(
-    r"\$[\{(]|\{\{|\}\}|%[\(sdr]|\.\.\.|…|xxxxx|\*\*\*|<[a-z_ -]+>|your[_ -]?|example|changeme|placeholder|redacted|"
+    r"\$[\{(]|\{\{|\}\}|%[\(sdr]|\.\.\.|…|===|!==|&&|xxxxx|\*\*\*|<[a-z_ -]+>|your[_ -]?|example|"
+    r"changeme|placeholder|redacted|"
     r"dummy|process\.env|environ|getenv|secrets\.|insert[_-]|replace[_-]|<SECRET:",
     re.IGNORECASE,
 )
+_PASSPHRASE = re.compile(r"[A-Za-z]{3,9}\d?(?:([-_.+ ])[A-Za-z]{3,9}\d{0,2})(?:\1[A-Za-z]{3,9}\d{0,2}){2,9}")
+_LONG = 12
+_BITS = 18  # of evidence that a value was drawn by chance
 _WORD_PART = re.compile(r"[A-Z]?[a-z]*\d{0,3}|[A-Z]*\d{0,3}|(?:[A-Z]{0,3}[a-z]{2,}\d{0,2})+|\d{1,4}|v\d+")
 _PATH_OR_URL = re.compile(r"[.~]{0,2}/|[a-z][a-z0-9+.-]*://|[A-Z]:\\|[a-z]+:[a-z]+[/:]", re.IGNORECASE)
 _NO_PASSWORD_CHARACTER = re.compile(r"[\s\\({\[<]")
 _SYMBOL = re.compile(r"[!@#$%^&*+=?~]")
 
 
-def find_in_context(text: str) -> Iterator[Finding]:
+def find_in_context(glance: Glance) -> Iterator[Finding]:
     """Findings in a text by name or place."""
-    lowered = text.lower()
-    if len(lowered) != len(text):  # this capital alone is two characters in lower case, which would shift positions
-        lowered = text.replace("\u0130", "I").lower()
-    yield from _find_assigned(text, lowered)
-    for word, pattern, kind, accept in _PLACES:
-        at = lowered.find(word)
-        while at >= 0:
-            match = pattern.match(text, at)
+    text = glance.text
+    if glance.at(*_ANCHORS):
+        yield from _find_assigned(glance)
+    for words, pattern, kind, accept in _PLACES:
+        done = 0
+        for at in glance.at(*words):
+            match = pattern.match(text, at) if at >= done else None
             if match is None:
-                at = lowered.find(word, at + len(word))
                 continue
-            begin, end = match.span("value")
+            begin, done = match.span("value")
             if kind == "cookie":
-                for cookie in _COOKIE_VALUE.finditer(text, begin, end):
+                for cookie in _COOKIE_VALUE.finditer(text, begin, done):
                     if is_token(cookie[1]):
                         yield _finding(cookie.start(1), cookie.end(1), kind, PLACE, text)
             elif accept(match["value"]):
-                yield _finding(begin, end, kind, PLACE, text)
-            at = lowered.find(word, at + len(word))
+                yield _finding(begin, done, kind, PLACE, text)
+            else:
+                done = 0
+    for at in glance.at(*_SEED_WORDS):
+        match = _SEED.search(glance.lower_text, at, at + _SEED_LENGTH)
+        if match is not None and _NO_SEED.search(match[0]) is None:
+            yield _finding(match.start(), match.end(), "seed_phrase", PLACE, text)
 
 
 def _finding(start: int, end: int, kind: str, rank: int, text: str) -> Finding:
     return Finding(start=start, end=end, kind=kind, rank=rank, value=text[start:end])
 
 
-def _find_assigned(text: str, lowered: str) -> Iterator[Finding]:
-    names: set[int] = set()
-    for anchor in _ANCHORS:
-        at = lowered.find(anchor)
-        while at >= 0:
-            after = _NAME_AFTER.match(lowered, at)
-            end = after.end() if after else at + len(anchor)
-            if end not in names:
-                names.add(end)
-                yield from _assigned_at(text, lowered, at, end)
-            at = lowered.find(anchor, max(end, at + 1))
+def _find_assigned(glance: Glance) -> Iterator[Finding]:
+    lowered = glance.lower_text
+    done = 0
+    for at in glance.at(*_ANCHORS):
+        if at < done:
+            continue
+        after = _NAME_AFTER.match(lowered, at)
+        done = after.end() if after else at + 1
+        yield from _assigned_at(glance.text, lowered, at, done)
 
 
 def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding]:
-    before = _NAME_BEFORE.search(lowered, max(0, at - 60), at)
-    start = before.start() if before else at
+    start = at
+    while start > 0 and at - start < _LONGEST_NAME and lowered[start - 1] in _NAME_LETTERS:
+        start -= 1
     name = _NAME.search(lowered, start, end)
     if name is None:
         return
@@ -121,29 +167,61 @@ def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding
     flag = lowered.startswith("--", start)
     if match is None and flag:
         match = _FLAG_AFTER.match(text, end)
-    if match is None:
+    if match is None or not _is_separated(text, start, match["separator"]):
+        yield from _in_prose(text, end, kind)
         return
     separator = match["separator"]
-    if separator.startswith(">") and text[start - 1 : start] != "<":
-        return  # a comparison, not an element
-    if separator == ":" and text[start - 1 : start] == ":":
-        return  # a path of names, such as an ARN
+    if kind == "key":  # any key may be one of a map: its value must look random in every way
+        yield from _of_any_key(text, match)
+        return
     if (value := match["quoted"]) is not None:
         group = "quoted"
         accepted = is_password(value) if kind == "password" and "," not in separator else is_secret(value)
     else:
         group, value = "bare", match["bare"].rstrip(".:")
-        if match["close"] or text[match.end() : match.end() + 1] in ("(", "[", "{"):
-            return  # a JSON number or constant; a call or an index
-        if flag or ">" in separator or "value" in separator.lower() or _is_setting(text, start, separator):
+        if match["close"] and "string" not in separator:
+            return  # a JSON number or constant
+        if text[match.end() : match.end() + 1] in ("(", "[", "{"):
+            return  # a call or an index
+        if not separator.strip() or "|" in separator:
+            accepted = is_strong(value) if kind == "password" else is_token(value)
+        elif flag or ">" in separator or "value" in separator.lower() or _is_setting(text, start, separator):
             accepted = is_password(value) if kind == "password" else is_secret(value)
         else:
             accepted = is_token(value)
     if not accepted and kind == "authorization":
         accepted = is_basic(value)
+    if not accepted and kind == "password" and not separator.isspace():
+        accepted = is_passphrase(value)
     if accepted:
         begin = match.start(group)
         yield _finding(begin, begin + len(value), kind, ASSIGNED, text)
+
+
+def _of_any_key(text: str, match: re.Match[str]) -> Iterator[Finding]:
+    group = "quoted" if match["quoted"] is not None else "bare"
+    value = match[group].rstrip(".:") if group == "bare" else match[group]
+    if len(value) >= _LONG and is_strong(value) and (group == "quoted" or not match["close"]):
+        yield _finding(match.start(group), match.start(group) + len(value), "key", ASSIGNED, text)
+
+
+def _is_separated(text: str, start: int, separator: str) -> bool:
+    """Whether what stands between name and value makes it one's value."""
+    if separator.startswith(">") and text[start - 1 : start] != "<":
+        return False  # a comparison, not an element
+    return not (separator == ":" and text[start - 1 : start] == ":")  # a path of names, such as an ARN
+
+
+def _in_prose(text: str, end: int, kind: str) -> Iterator[Finding]:
+    """A value in a sentence after its name; it must look like one more than after an equals sign."""
+    match = _PROSE_AFTER.match(text, end)
+    if match is None:
+        return
+    value = match["value"].rstrip(".,;:!?")
+    if match["value"][len(value) :].startswith(("!", "?")):
+        value += match["value"][len(value)]  # a password may well end so
+    if is_strong(value) if kind == "password" else is_token(value):
+        yield _finding(match.start("value"), match.start("value") + len(value), kind, ASSIGNED, text)
 
 
 def _is_setting(text: str, start: int, separator: str) -> bool:
@@ -158,8 +236,26 @@ def is_token(value: str) -> bool:
     return len(value) >= 16 and is_secret(value) and _entropy(value) >= 3.0
 
 
+def is_strong(value: str) -> bool:
+    """Whether a word of a sentence is a password: it holds three kinds of characters."""
+    kinds = (
+        any(map(str.isdigit, value)),
+        any(map(str.isupper, value)) and not value[1:].islower(),
+        any(map(str.islower, value)),
+        _SYMBOL.search(value) is not None,
+    )
+    return len(value) >= 8 and sum(kinds) >= 3 and _is_value(value) and not _is_words(value) and "(" not in value
+
+
+def is_passphrase(value: str) -> bool:
+    """Whether a value is four or more words with one mark between them, as diceware makes."""
+    return _PASSPHRASE.fullmatch(value) is not None and _is_value(value)
+
+
 def is_secret(value: str) -> bool:
     """Whether a value after a telling name looks made by a machine, from 10 characters on."""
+    if len(value) >= 10 and bits(value) >= _BITS and _is_value(value) and len(set(value)) >= 6 and not _is_words(value):
+        return True
     digits = sum(map(str.isdigit, value))
     is_long_and_mixed = len(value) >= 16 and value not in (value.lower(), value.upper())
     return (
@@ -222,17 +318,16 @@ def _entropy(value: str) -> float:
 
 
 # A word of the lower-case text, the pattern that must match where it starts, what is found, what its value must be.
-_PLACES: tuple[tuple[str, re.Pattern[str], str, Callable[[str], bool]], ...] = (
-    ("bearer", _BEARER, "bearer_token", is_token),
-    ("token ", _BEARER, "bearer_token", is_token),
-    ("basic ", _BASIC, "basic_auth", is_basic),
-    ("cookie:", _COOKIE, "cookie", is_token),
-    ("://", _URL_USER, "url_password", is_url_password),
-    ("sig=", _URL_SIGNATURE, "url_signature", is_varied),
-    ("signature=", _URL_SIGNATURE, "url_signature", is_varied),
-    ("accountkey=", _ACCOUNT_KEY, "account_key", is_varied),
-    ("accesskey=", _ACCOUNT_KEY, "account_key", is_varied),
-    ("login ", _NETRC, "password", is_password),
-    (" -u", _CURL_USER, "password", is_url_password),
-    ("user ", _CURL_USER, "password", is_url_password),
+_PLACES: tuple[tuple[tuple[bytes, ...], re.Pattern[str], str, Callable[[str], bool]], ...] = (
+    ((b"bearer", b"token"), _BEARER, "bearer_token", is_token),
+    ((b"basic ",), _BASIC, "basic_auth", is_basic),
+    ((b"cookie:",), _COOKIE, "cookie", is_token),
+    ((b"://",), _URL_USER, "url_password", is_url_password),
+    ((b"sig=", b"signature="), _URL_SIGNATURE, "url_signature", is_varied),
+    ((b"key",), _ACCOUNT_KEY, "account_key", is_varied),
+    ((b"login ",), _NETRC, "password", is_password),
+    ((b"sshpass", b"mysql", b"mariadb", b"redis-cli", b"mongo"), _OPTION, "password", is_url_password),
+    ((b"echo ",), _STDIN, "password", is_url_password),
+    ((b":5432:",), _PGPASS, "password", is_url_password),
+    ((b" -u", b"user "), _CURL_USER, "password", is_url_password),
 )

@@ -11,12 +11,14 @@ import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from capture.call import TimeSource, Transport
 from capture.tool_kind import ToolKind, asks_human, tool_kind
 from capture.trajectory import ContextEvent, GapKind, LinkConfidence, LinkEvidence, Relation, TokenSource
 from curate.language import LANGUAGES
+from curate.words import printable
 
 HOUR_US = 3_600_000_000
 
@@ -45,8 +47,13 @@ def one_of(words: Iterable[str], *, otherwise: str | None = None) -> Change:
 
 def shaped(pattern: str) -> Change:
     """A value of our own making, by its whole shape; anything else is removed."""
-    shape = re.compile(pattern)
+    shape = re.compile(pattern, re.ASCII)
     return lambda value, _: value if shape.fullmatch(value) else None
+
+
+def stated(value: str, _: Pseudonyms) -> str:
+    """A statement that is made to be read, on one line, without what a terminal or a page takes for an order."""
+    return printable(value)
 
 
 def some_of(words: Iterable[str]) -> Change:
@@ -76,6 +83,7 @@ _MODEL_WORDS = frozenset(
     """.split()  # noqa: SIM905 - a list of a hundred strings would be a hundred lines
 )
 _MODEL_BREAK = re.compile(r"[-_./:@ \[\]<>]+")
+_NUMBERED = re.compile(r"\d{1,4}\Z")  # qwen3, mixtral8; more digits are somebody's number
 _VERSION = re.compile(r"\d{1,8}|v?\d{1,3}[a-z]?|\d{1,4}[bmkte]|[akmorv]\d{1,4}b?|\d{1,2}x\d{1,3}b")
 
 
@@ -85,7 +93,7 @@ def public_model(name: str) -> bool:
         return False
     words = [word for word in _MODEL_BREAK.split(name.lower()) if word]
     named = [
-        word in _MODEL_WORDS or word.rstrip("0123456789") in _MODEL_WORDS or re.fullmatch(r"o\d", word) is not None
+        word in _MODEL_WORDS or _NUMBERED.sub("", word) in _MODEL_WORDS or re.fullmatch(r"o\d", word) is not None
         for word in words
     ]
     return any(named) and all(
@@ -144,9 +152,37 @@ _HARNESSES = frozenset(
 )
 
 
+# A version's numbers, and what may stand behind them: who works on a fork writes its name there.
+_RELEASE = re.compile(
+    r"v?[0-9]{1,8}(?:\.[0-9]{1,8}){0,5}"
+    r"(?:[.+-]?(?:alpha|beta|rc|pre|preview|dev|nightly|canary|insiders|next|latest|stable|post|a|b|c)?[.-]?[0-9]{0,8}){0,3}"
+)
+
+
+def version(value: str, _: Pseudonyms) -> str | None:
+    """A version without words that are not every version's; its numbers alone where it has others; else None."""
+    if len(value) <= 40 and _RELEASE.fullmatch(value):
+        return value
+    found = re.match(r"v?[0-9]{1,8}(?:\.[0-9]{1,8}){1,3}(?![0-9])", value)
+    return found[0] if found else None
+
+
 def harness(value: str, names: Pseudonyms) -> str:
     """The name of a well-known agent; a pseudonym for any other."""
     return value if value in _HARNESSES else names.name("agent", value)
+
+
+def harness_pattern(value: str, names: Pseudonyms) -> str:
+    """A pattern of a recipe that some well-known agent matches; a pseudonym for any other."""
+    known = "[" not in value and any(fnmatchcase(each, value.lower()) for each in _HARNESSES)
+    return value if known else names.name("agent", value)
+
+
+def model_pattern(value: str, names: Pseudonyms) -> str:
+    """A pattern of a recipe of which every word is public (`claude-*`); a pseudonym for any other."""
+    bare = value.replace("*", "-").replace("?", "-")
+    known = "[" not in value and (public_model(bare) or not bare.strip("-"))
+    return value if known else names.name("model", value)
 
 
 _AGENT_TYPES = frozenset(
@@ -226,12 +262,12 @@ _FAULTS = tuple(
         ("server", r"internal|server error|\b5\d\d\b"),
     )
 )
-_HTTP = re.compile(r"HTTP ([45]\d\d)")
+_HTTP = re.compile(r"HTTP [45][0-9][0-9]")
 
 
 def effort(value: str, _: Pseudonyms) -> str:
     """A level of effort or `budget:4096`; `other` for anything else."""
-    return value if value in EFFORTS or re.fullmatch(r"budget:-?\d{1,9}", value) else "other"
+    return value if value in EFFORTS or re.fullmatch(r"budget:-?[0-9]{1,9}", value) else "other"
 
 
 def error_class(value: str, _: Pseudonyms) -> str:

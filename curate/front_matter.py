@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from curate.recipe import Recipe
 from curate.stats import Stats
@@ -10,6 +11,7 @@ from curate.table import SESSIONS, TABLES, Table
 
 TAGS = ("agentdyno", "agent-traces", "coding-agents", "llm-inference", "benchmark")
 CONTENT_FREE = "content-free"
+_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")
 # What the Hub's front matter takes as `license` (hub docs, repositories-licenses); others are `other` with a name.
 HUB_LICENSES = frozenset(
     """
@@ -46,10 +48,10 @@ def front_matter(stats: Stats, recipe: Recipe) -> str:
     elif licenses:
         lines += ["license: other", "license_name: mixed", "license_link: README.md"]
     if recipe.language:
-        lines += ["language:", *(f"- {json.dumps(language)}" for language in recipe.language)]
-    lines.append(f"pretty_name: {json.dumps(title(recipe))}")
+        lines += ["language:", *(f"- {_quoted(language)}" for language in recipe.language)]
+    lines.append(f"pretty_name: {_quoted(title(recipe))}")
     tags = (*TAGS, *(() if stats.sessions_with_text else (CONTENT_FREE,)), *recipe.tags)
-    lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags))]
+    lines += ["tags:", *(f"- {_quoted(tag)}" for tag in dict.fromkeys(tags))]
     lines += ["task_categories:", "- text-generation"]
     lines += ["size_categories:", f"- {size_category(stats.rows[tables(stats)[0].name])}", "configs:"]
     for table in tables(stats):
@@ -59,6 +61,11 @@ def front_matter(stats: Stats, recipe: Recipe) -> str:
         if table is tables(stats)[0]:
             lines.append("  default: true")
     return "\n".join(("---", *lines, "---"))
+
+
+def _quoted(text: str) -> str:
+    """A text in YAML: as JSON, but for letters beyond U+FFFF, of whose two escapes YAML makes no letter."""
+    return _PAIR.sub(lambda pair: f"\\U{ord(json.loads(f'"{pair[0]}"')):08x}", json.dumps(text))
 
 
 def title(recipe: Recipe) -> str:
@@ -86,5 +93,5 @@ def _license_lines(spdx: str) -> list[str]:
     name = spdx.lower().removesuffix("-only").removesuffix("-or-later")
     name = HUB_SPELLINGS.get(name, name)
     if name in HUB_LICENSES:
-        return [f"license: {json.dumps(name)}"]
-    return ["license: other", f"license_name: {json.dumps(spdx.lower())}", "license_link: README.md"]
+        return [f"license: {_quoted(name)}"]
+    return ["license: other", f"license_name: {_quoted(spdx.lower())}", "license_link: README.md"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import ipaddress
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -32,7 +34,17 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars, hf_raise_for_status, http_stream_backoff
 
 from curate.manifest import MANIFEST, file_sha256
-from curate.target import Limits, OnFile, PlacedFile, PlaceState, PlaceUnreachable, PublishRefused, Wish
+from curate.target import (
+    Limits,
+    OnFile,
+    PlacedFile,
+    PlaceState,
+    PlaceUnreachable,
+    PublishRefused,
+    Wish,
+    without_credentials,
+)
+from curate.words import printable
 
 KIND = "dataset"
 # Hub docs, storage-limits: a file above 50 GB is refused, and so are more entries than these.
@@ -60,7 +72,9 @@ class HubTarget:
     def __init__(self, repo: str, token: str | None) -> None:
         disable_progress_bars()
         self.repo = repo
-        self.name = f"{huggingface_hub.constants.ENDPOINT}/datasets/{repo}"
+        self.folder: Path | None = None
+        self.name = without_credentials(f"{huggingface_hub.constants.ENDPOINT}/datasets/{repo}")
+        _refuse_open_line(huggingface_hub.constants.ENDPOINT)
         self._api = HfApi(token=token, library_name="agentdyno")
         self._token = token
         self._known: str | None = None
@@ -202,14 +216,26 @@ class HubTarget:
             if fresh.has_release:
                 raise PublishRefused(self._moved())
             parent = fresh.head
-        elif wish.private:
+        if wish.private:  # of a repository that somebody else made meanwhile, too
             self._tried(lambda: self._api.update_repo_settings(self.repo, private=True, repo_type=KIND))
         if wish.gated is not None:
             gated = cast(Literal["auto", "manual"], wish.gated)
             self._tried(lambda: self._api.update_repo_settings(self.repo, gated=gated, repo_type=KIND))
+        self._refuse_open(wish)
         if parent is None:
-            raise PlaceUnreachable(f"{self.name} has no first commit; make one on the Hub and publish again")
+            raise PlaceUnreachable(
+                f"{self.name} cannot be seen by this token, or has no first commit; check the name on the Hub"
+            )
         return parent
+
+    def _refuse_open(self, wish: Wish) -> None:
+        """Nothing is sent to a repository that is not as closed as was asked for."""
+        if not wish.private and wish.gated is None:
+            return
+        found = self._tried(lambda: self._api.repo_info(self.repo, repo_type=KIND))
+        if (wish.private and not found.private) or (wish.gated is not None and found.gated != wish.gated):
+            asked = " and ".join((*(("private",) if wish.private else ()), *(("gated",) if wish.gated else ())))
+            raise PublishRefused(f"{self.name} did not become {asked}, and nothing was sent; look at its settings")
 
     def _commit(
         self,
@@ -321,8 +347,27 @@ class HubTarget:
             return f"{self.name} asks to wait (status 429); {again}"
         if status is not None:
             said = getattr(fault, "server_message", None)
-            return f"{self.name} answers with status {status}{f' ({said})' if said else ''}; {again}"
-        return f"{self.name} cannot be reached ({type(fault).__name__}: {str(fault).splitlines()[0][:200]}); {again}"
+            said = f" ({printable(said)[:200]})" if said else ""
+            return f"{self.name} answers with status {status}{said}; {again}"
+        said = without_credentials(printable(str(fault)))[:200]
+        if isinstance(fault, ValueError) and not isinstance(fault, json.JSONDecodeError):  # a card, say
+            return f"{self.name} refuses it: {said}"
+        return f"{self.name} cannot be reached ({type(fault).__name__}: {said}); {again}"
+
+
+def _refuse_open_line(endpoint: str) -> None:
+    """Raises PlaceUnreachable where the token and the data would travel in the clear."""
+    where = urlsplit(endpoint)
+    host = where.hostname or ""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if where.scheme != "https" and not loopback:
+        raise PlaceUnreachable(
+            f"HF_ENDPOINT {without_credentials(endpoint)!r} is not encrypted: all on the way could read the token and "
+            "the data; name an https:// address"
+        )
 
 
 def _status(fault: BaseException) -> int | None:

@@ -8,18 +8,20 @@ manifest names, so it is never published.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from capture.atomic import write_atomically
-from curate.recipe import Recipe
+from curate.recipe import SPLIT_NAME, Recipe
+from curate.swap import MANIFEST as MANIFEST
+from curate.swap import WORK as WORK
+from curate.swap import ForeignSwap, finish_swap, is_inside
 
 FORMAT = "agentdyno-dataset/2"
-MANIFEST = "manifest.json"
-WORK = ".build"
 PRIVATE = ".private"
 
 type Tier = Literal["full", "text", "content-free"]
@@ -27,6 +29,8 @@ type Tier = Literal["full", "text", "content-free"]
 
 type Stage = Literal["read", "filter", "duplicate", "sample", "review", "withdrawn"]
 """Where a session was left out, in the order of the funnel."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage.__value__)
 
 
 class DatasetFault(ValueError):
@@ -110,6 +114,11 @@ class Manifest:
     drops: tuple[Drop, ...]  # over the whole build, in the order of the funnel
 
     @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file that belongs to the dataset, `manifest.json` left out."""
+        return (*(entry for shard in self.shards for entry in shard.files.values()), *self.papers)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The splits that hold sessions, in the recipe's order."""
         found = {shard.split for shard in self.shards}
@@ -118,6 +127,12 @@ class Manifest:
     def rows_of(self, table: str, split: str) -> int:
         """Rows of a table in a split."""
         return sum(shard.files[table].rows for shard in self.shards if shard.split == split and table in shard.files)
+
+
+def drops_of(counts: Mapping[tuple[Stage, str], int]) -> tuple[Drop, ...]:
+    """Drops in the order of the funnel."""
+    ordered = sorted(counts.items(), key=lambda item: (STAGES.index(item[0][0]), item[0][1]))
+    return tuple(Drop(stage=stage, reason=reason, n=n) for (stage, reason), n in ordered)
 
 
 def content_digest(sessions: list[SessionEntry]) -> str:
@@ -132,6 +147,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_entry(folder: Path, path: Path, *, rows: int = 0) -> FileEntry:
+    """The entry of a file in the folder of a dataset."""
+    name = path.relative_to(folder).as_posix()
+    return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path), rows=rows)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON by rename."""
     write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
@@ -143,6 +164,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise DatasetFault(f"{folder}: no such folder; make a dataset with 'agentdyno curate build'")
     if not folder.is_dir():
         raise DatasetFault(f"{folder} is a file; a dataset is the folder that 'agentdyno curate build' wrote")
+    try:
+        finish_swap(folder)
+    except ForeignSwap as fault:
+        raise DatasetFault(str(fault)) from fault
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / WORK).is_dir():
@@ -151,12 +176,28 @@ def read_manifest(folder: Path) -> Manifest:
             )
         raise DatasetFault(f"{folder} is not a dataset: it has no {MANIFEST}; name a folder made by 'curate build'")
     try:
-        head = msgspec.json.decode(path.read_bytes())
-        found = head.get("format") if isinstance(head, dict) else None
+        return decoded_manifest(path.read_bytes())
+    except ValueError as fault:
+        raise DatasetFault(f"{path} {fault}; build the dataset again with this version") from fault
+
+
+def decoded_manifest(data: bytes) -> Manifest:
+    """A manifest, which may be somebody else's; ValueError with what is wrong, to be read behind the file's name."""
+    try:
+        found = msgspec.json.decode(data, type=_Head).format
         if found != FORMAT:
-            raise DatasetFault(
-                f"{path} has format {found!r}, this version reads {FORMAT!r}; build the dataset again with this version"
-            )
-        return msgspec.convert(head, Manifest)
-    except msgspec.MsgspecError as fault:
-        raise DatasetFault(f"{path} cannot be read: {fault}; build the dataset again") from fault
+            raise ValueError(f"has format {found!r}, this version reads {FORMAT!r}")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
+        raise ValueError(f"cannot be read ({fault})") from fault
+    for entry in manifest.files:
+        if not is_inside(entry.path) or entry.path == MANIFEST:
+            raise ValueError(f"names {entry.path!r}, which is no file of a dataset")
+    for shard in manifest.shards:
+        if SPLIT_NAME.fullmatch(shard.split) is None:
+            raise ValueError(f"has a split {shard.split!r}, which is no name")
+    return manifest
+
+
+class _Head(msgspec.Struct):
+    format: Any = None

@@ -14,13 +14,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
-from curate.approval import check_approval, read_approval
+from curate.approval import check_approval, read_approval, refuse_dropped
 from curate.dataset import Dataset
-from curate.manifest import MANIFEST, PRIVATE, FileEntry, Manifest, Tier, file_entry, file_sha256
+from curate.manifest import (
+    MANIFEST,
+    PRIVATE,
+    DatasetFault,
+    FileEntry,
+    Manifest,
+    Tier,
+    decoded_manifest,
+    file_entry,
+    file_sha256,
+)
 from curate.release import PREVIOUS, PreviousRelease, previous_release, read_previous_release, write_release_papers
 from curate.staging import stage, staged_folder
 from curate.stats import STATS
@@ -101,18 +111,24 @@ def plan(
 
     Raises DatasetFault and PublishRefused when it must not be published there.
     """
+    _refuse_overlap(folder, target)
     dataset = Dataset.open(folder)
+    before = file_sha256(folder / MANIFEST)
     review = None
     if tier == "text":
         check_approval(folder, dataset.manifest)
         approval = read_approval(folder)
         review = None if approval is None else approval.public
+    refuse_dropped(folder, dataset.manifest)
     state = state or target.state()
     earlier = published_manifest(target, state)
     tombstones = _tombstones(target, state, folder)
     _refuse_withdrawn(dataset, tombstones, target.name)
     staged = out or staged_folder(folder, tier)
     manifest = stage(folder, tier, staged)
+    refuse_dropped(folder, dataset.manifest)
+    if file_sha256(folder / MANIFEST) != before:  # what was staged is not what was checked
+        raise DatasetFault(f"{folder} was changed meanwhile by another command; run the same command again")
     manifest = write_release_papers(
         staged,
         manifest,
@@ -195,6 +211,12 @@ def send(
     named = made.state.tags.get(name)
     if named is not None and (not made.done or named != made.state.head):
         raise PublishRefused(f"{target.name} has a tag {name!r} already, for another state; choose another by --tag")
+    for path in made.additions:  # what was shown and agreed to is what leaves
+        if file_sha256(made.staged / path) != made.entry(path).sha256:
+            raise PublishRefused(
+                f"{made.staged / path} was changed after it was staged, by another command or a person; nothing was "
+                "sent. Run the same command again"
+            )
     say = tell or _silent
     sent = set(made.additions)
     head = made.state.head or ""
@@ -236,15 +258,16 @@ def published_manifest(target: Target, state: PlaceState) -> Manifest | None:
         if others and others != ["README.md"]:
             raise PublishRefused(_foreign(target.name, others[0]))
         return None
+    data = target.read(MANIFEST, state.head)
     try:
-        manifest = msgspec.json.decode(target.read(MANIFEST, state.head), type=Manifest)
-    except msgspec.MsgspecError as fault:
+        manifest = decoded_manifest(data)
+    except ValueError as fault:
+        raise PublishRefused(f"{target.name}: its {MANIFEST} {fault}; publish to another place") from fault
+    if manifest.tier == "full":
         raise PublishRefused(
-            f"{target.name} has a {MANIFEST} that this version cannot read ({fault}); publish to another place"
-        ) from fault
-    for entry in manifest.files:
-        if PurePosixPath(entry.path).is_absolute() or ".." in PurePosixPath(entry.path).parts or "\\" in entry.path:
-            raise PublishRefused(f"{target.name}: its {MANIFEST} names {entry.path!r}, which is no file of a release")
+            f"{target.name} holds a dataset as it was built, not a release; nothing was changed. Publish to a new "
+            "or an empty place"
+        )
     return manifest
 
 
@@ -268,6 +291,15 @@ def keep_receipt(folder: Path, published: Published) -> None:
 def _silent(_: str, __: int) -> None: ...
 
 
+def _refuse_overlap(folder: Path, target: Target) -> None:
+    """A release among the files of its own dataset would replace them, or take what is private along."""
+    if target.folder is None:
+        return
+    place, dataset = target.folder.resolve(), folder.resolve()
+    if place == dataset or place in dataset.parents or dataset in place.parents:
+        raise PublishRefused(f"{target.name} and the dataset {folder} lie in one another; name a place beside it")
+
+
 def _tombstones(target: Target, state: PlaceState, folder: Path) -> tuple[Tombstone, ...]:
     """Withdrawals that the place lists, and those that the dataset itself knows of."""
     local = folder / WITHDRAWN
@@ -288,10 +320,13 @@ def _refuse_withdrawn(dataset: Dataset, tombstones: tuple[Tombstone, ...], place
 def _previous(
     target: Target, state: PlaceState, earlier: Manifest | None, manifest: Manifest
 ) -> PreviousRelease | None:
-    """What the card's drift is against: the published release, or where nothing changed what that was against."""
-    if earlier is None:
+    """What the card's drift is against: the published release, or where nothing changed what that was against.
+
+    A release of another tier says of its rows what this one must not say again.
+    """
+    if earlier is None or earlier.tier != manifest.tier:
         return None
-    if (earlier.digest, earlier.tier) != (manifest.digest, manifest.tier):
+    if earlier.digest != manifest.digest:
         return previous_release(target.read(STATS, state.head), earlier) if STATS in state.files else None
     return read_previous_release(target.read(PREVIOUS, state.head)) if PREVIOUS in state.files else None
 

@@ -196,6 +196,12 @@ class RecipeFile:
     labels: Path | None
 
 
+def published(recipe: Recipe) -> Recipe:
+    """The recipe as others may read it: how many texts are taken out, not which."""
+    values = tuple(f"<value {number}>" for number, _ in enumerate(recipe.redaction.values, start=1))
+    return replace(recipe, redaction=replace(recipe.redaction, values=values))
+
+
 def read_recipe(path: Path) -> RecipeFile:
     """Read a recipe; raises ValueError naming the file and the key that is wrong."""
     try:

@@ -76,7 +76,7 @@ def read_previous_release(data: bytes) -> PreviousRelease | None:
     """A `previous-release.json`; None where this version cannot read it."""
     try:
         return msgspec.json.decode(data, type=PreviousRelease)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -85,7 +85,7 @@ def previous_release(stats: bytes, manifest: Manifest) -> PreviousRelease | None
     sessions = tuple(entry for shard in manifest.shards for entry in shard.sessions)
     try:
         return PreviousRelease(stats=msgspec.json.decode(stats, type=Stats), sessions=sessions)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -120,6 +120,7 @@ def _facts(folder: Path, manifest: Manifest) -> Counter[tuple[str | None, str | 
 
 def _license_text(facts: Counter[tuple[str | None, str | None, str | None]]) -> str:
     from curate.card import ATTRIBUTION
+    from curate.card_lengths import code
 
     by_license: Counter[tuple[str | None, str | None]] = Counter()
     for (source, license_, _), n in facts.items():
@@ -131,7 +132,8 @@ def _license_text(facts: Counter[tuple[str | None, str | None, str | None]]) -> 
         "texts are at https://spdx.org/licenses/.",
         "",
         *(
-            f"- {count(n, 'session')} of source `{source}`: {license_ or 'no licence stated'}"
+            f"- {count(n, 'session')} of source {code(source or 'unknown')}: "
+            f"{'no licence stated' if license_ is None else code(license_)}"
             for (license_, source), n in sorted(by_license.items(), key=str)
         ),
     ]
@@ -144,11 +146,13 @@ def _license_text(facts: Counter[tuple[str | None, str | None, str | None]]) -> 
 
 
 def _consent_text(facts: Counter[tuple[str | None, str | None, str | None]]) -> str:
+    from curate.card_lengths import code
+
     by_consent: Counter[str | None] = Counter()
     for (_, _, consent), n in facts.items():
         by_consent[consent] += n
     stated = [
-        f"- {count(n, 'session')}: {consent if consent is not None else 'no statement of consent recorded'}"
+        f"- {count(n, 'session')}: {'no statement of consent recorded' if consent is None else code(consent)}"
         for consent, n in sorted(by_consent.items(), key=str)
     ]
     return "\n".join(

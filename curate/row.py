@@ -1,17 +1,11 @@
-"""Trajectory to rows of the three tables, and back.
-
-What never leaves the store: `exchange_id`, a tool call's journal clock (`ToolUse.t_emitted_ns`; the published time is
-`tool_calls.t_emitted_us`) and the folder in `source_ref`. `published` says so as a function: for every trajectory,
-`trajectory_of(rows_of(t)) == published(t)`.
-"""
+"""Trajectory to rows of the three tables, and back: `trajectory_of(rows_of(t)) == published(t)` for every one."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -19,8 +13,9 @@ import msgspec
 from capture.call import Message, Tool, ToolUse
 from capture.intervals import union_length
 from capture.trajectory import CaptureQuality, PooledMessage, Request, ToolCall, Trajectory
-from curate.labels import Label
+from curate.labels import NO_LABEL, Label
 from curate.language import language_mix
+from curate.published import published
 from curate.table import SCHEMA_VERSION
 from curate.tally import RequestTally, Tally, ToolCallTally
 
@@ -28,6 +23,8 @@ type Row = dict[str, Any]
 """A row as pyarrow takes and gives it; rows live only between this module and the Parquet files."""
 
 PROMPT_BYTES = 2048
+LATE = ("contributor_peak_agents", "dup_cluster", "dup_role")
+"""Columns of `sessions` that other sessions of the dataset decide: known last, and patched without other work."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -41,8 +38,9 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the rows' contents; the same whatever file, shard or library version holds them."""
-        encoded = msgspec.json.encode([self.session, self.requests, self.tool_calls], order="sorted")
+        """SHA-256 (hex) of the rows' contents, late columns left out; the same whatever file or shard holds them."""
+        session = {name: value for name, value in self.session.items() if name not in LATE}
+        encoded = msgspec.json.encode([session, self.requests, self.tool_calls], order="sorted")
         return hashlib.sha256(encoded).hexdigest()
 
 
@@ -52,53 +50,26 @@ class Provenance:
 
     tokenizer: str | None = None
     tokenizer_sha: str | None = None
-    license: str | None = None  # used where the trajectory brings none
     redaction_policy: str | None = None
     redaction_counts: Mapping[str, int] | None = None  # None: no redaction ran
     message_redactions: Sequence[int] | None = None
     message_truncated_bytes: Sequence[int] | None = None
     truncated_requests: int | None = None
     split: str = "train"
-    label: Label | None = None
+    label: Label = NO_LABEL
 
 
-def published(trajectory: Trajectory) -> Trajectory:
-    """The trajectory without what never leaves the store, its text made valid Unicode."""
-    clean = _clean(trajectory)
-    return replace(
-        clean,
-        source_ref=PurePosixPath(clean.source_ref.replace("\\", "/")).name,
-        pool=tuple(
-            replace(pooled, message=_without_clock(pooled.message)) if pooled.message.tool_calls else pooled
-            for pooled in clean.pool
-        ),
-        requests=tuple(
-            request if request.exchange_id is None else replace(request, exchange_id=None) for request in clean.requests
-        ),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """The late columns of one session."""
 
+    contributor_peak_agents: int | None = None
+    dup_cluster: str | None = None
+    dup_role: str | None = None
 
-def _without_clock(message: Message) -> Message:
-    return replace(message, tool_calls=tuple(replace(use, t_emitted_ns=None) for use in message.tool_calls))
-
-
-def _clean(trajectory: Trajectory) -> Trajectory:
-    """Replace lone surrogates, which JSON allows and UTF-8 does not, by U+FFFD."""
-    try:
-        msgspec.json.encode(trajectory)
-    except UnicodeEncodeError:
-        return _clean_value(trajectory)  # type: ignore[no-any-return]
-    return trajectory
-
-
-def _clean_value(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, tuple):
-        return tuple(_clean_value(item) for item in value)
-    if hasattr(value, "__dataclass_fields__"):
-        return replace(value, **{field.name: _clean_value(getattr(value, field.name)) for field in fields(value)})
-    return value
+    def digest(self, rows: str) -> str:
+        """Digest of a session's rows with these columns, from the digest without them."""
+        return hashlib.sha256(msgspec.json.encode([rows, *(getattr(self, name) for name in LATE)])).hexdigest()
 
 
 def rows_of(trajectory: Trajectory, tally: Tally | None = None, provenance: Provenance | None = None) -> Rows:
@@ -136,9 +107,9 @@ def _first_prompt(trajectory: Trajectory) -> str | None:
     return None
 
 
-def _context(row: Row) -> int | None:
-    tokens: int | None = row["prompt_tokens"] if row["prompt_tokens"] is not None else row["prompt_tokens_est"]
-    return tokens
+def _context_counter(requests: Sequence[Row]) -> str:
+    """The column that a session's contexts are taken from: one counter for all of it, ours only where nobody else."""
+    return "prompt_tokens" if any(row["prompt_tokens"] is not None for row in requests) else "prompt_tokens_est"
 
 
 def _session_row(trajectory: Trajectory, requests: list[Row], tally: Tally | None, known: Provenance) -> Row:
@@ -149,11 +120,13 @@ def _session_row(trajectory: Trajectory, requests: list[Row], tally: Tally | Non
             pooled,
             tally.messages[position] if tally else None,
             known.message_redactions[position] if known.message_redactions is not None else None,
+            known.message_truncated_bytes[position] if known.message_truncated_bytes is not None else None,
         )
         for position, pooled in enumerate(trajectory.pool)
     ]
-    main = [tokens for row in requests if row["agent_path"] == "main" and (tokens := _context(row)) is not None]
-    contexts = [tokens for row in requests if (tokens := _context(row)) is not None]
+    counter = _context_counter(requests)
+    main = [row[counter] for row in requests if row["agent_path"] == "main" and row[counter] is not None]
+    contexts = [row[counter] for row in requests if row[counter] is not None]
     t0 = None if trajectory.t0_utc_us is None else EPOCH + timedelta(microseconds=trajectory.t0_utc_us)
     mix = language_mix(trajectory)
     return {
@@ -195,12 +168,12 @@ def _session_row(trajectory: Trajectory, requests: list[Row], tally: Tally | Non
         "tokenizer_sha": known.tokenizer_sha if with_text else None,
         "lang_mix": None if mix is None else [{"lang": language, "share": share} for language, share in mix],
         "outcome": trajectory.outcome,
-        "outcome_source": None,
-        "resolved": None,
-        "exit_status": None,
-        "repo_license": None,
-        "task_id": None,
-        "license": known.license if trajectory.license is None else trajectory.license,
+        "outcome_source": known.label.outcome_source,
+        "resolved": known.label.resolved,
+        "exit_status": known.label.exit_status,
+        "repo_license": known.label.repo_license,
+        "task_id": known.label.task_id,
+        "license": trajectory.license,
         "consent": trajectory.consent,
         "contributor": trajectory.contributor,
         "capture_mode": trajectory.mode,
@@ -238,7 +211,7 @@ def _pool_tools(tool_sets: Sequence[Sequence[Tool]]) -> tuple[list[Row], list[li
     ], sets
 
 
-def _message_row(pooled: PooledMessage, tokens: int | None, redactions: int | None) -> Row:
+def _message_row(pooled: PooledMessage, tokens: int | None, redactions: int | None, truncated_bytes: int | None) -> Row:
     message = pooled.message
     said = {
         "role": message.role,
@@ -261,7 +234,7 @@ def _message_row(pooled: PooledMessage, tokens: int | None, redactions: int | No
         "content_sha": _short_sha(said),
         "tokens": tokens,
         "omitted_bytes": message.omitted_bytes,
-        "truncated_bytes": None,
+        "truncated_bytes": truncated_bytes,
         "redactions": redactions,
     }
 
@@ -328,7 +301,7 @@ def _request_row(trajectory: Trajectory, request: Request, counts: RequestTally 
         "msg_upto": spans[0][1] if spans is not None and len(spans) == 1 and spans[0][0] == 0 else None,
         "prompt_spans": None if spans is None else [{"start": start, "stop": stop} for start, stop in spans],
         "lcp_tokens": counts.lcp_tokens if counts else None,
-        "prompt_tokens_est": counts.prompt_tokens_est if counts else None,
+        "prompt_tokens_est": counts.prompt_tokens_est if counts else request.prompt_tokens_est,
         "new_input": list(request.new_input),
         "new_output": None if request.new_output is None else list(request.new_output),
         "tool_call_ids": list(request.tool_call_ids),
@@ -428,6 +401,7 @@ def _pooled(row: Row) -> PooledMessage:
 def _request(row: Row, *, with_text: bool) -> Request:
     spans = row["prompt_spans"] if with_text else None
     values = {name: row[name] for name in REQUEST_FIELDS}
+    values["prompt_tokens_est"] = row["prompt_tokens_est"]
     if not with_text:  # they point into text that is not here
         values |= {"answer_index": None, "tools_index": None}
     return Request(

@@ -42,8 +42,13 @@ def draw(features: Sequence[Features], sample: Sample) -> dict[str, str]:
     quotas = _quotas([len(found[place]) for place in range(len(names))], sample, names)
     for place, name in enumerate(names):
         for each in sorted(found[place], key=lambda each: _order(sample, each))[quotas[place] :]:
-            reasons[each.session_id] = f"over the share of {sample.by} {name}"
+            reasons[each.session_id] = over_share(sample, name)
     return reasons
+
+
+def over_share(sample: Sample, name: str) -> str:
+    """Why a session goes of whose bin the sample has enough."""
+    return f"over the share of {sample.by} {name}"
 
 
 def bins(sample: Sample) -> tuple[str, ...]:

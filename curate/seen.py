@@ -2,7 +2,7 @@
 
 Only stretches of exactly a remembered length can match. Digesting every window of every line would cost more than all
 other rules together, so candidates begin and end at an edge of an unbroken stretch or at a delimiter in it; secrets of
-some length are also looked for at any offset of a run of key characters. Each distinct stretch is digested once.
+some length are also looked for at any offset where key characters look random. Each distinct stretch is digested once.
 """
 
 from __future__ import annotations
@@ -10,16 +10,27 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from capture.secret import SeenSecret
+from curate.glance import Glance
 from curate.shapes import SEEN, Finding
 
 _ANYWHERE_FROM = 24  # bytes: a secret this long is looked for at any offset …
 _ANYWHERE_IN = 600  # … of a run this long; longer ones are encoded files
-_DELIMITERS = frozenset(b"=:/,;&?@|.()[]{}%+-_~#!*$^")
 _REMEMBERED_MISSES = 200_000
-# What ends a value in text beside white space; a header or a cookie may hold anything else.
-_SEPARATORS = "\"'<>`\\"
+_DELIMITER, _BREAK, _BACKSLASH = 1, 2, 3
+# What ends a value in text: white space and quotes, as a header or a cookie may hold anything else.
+_MARKS = bytes(
+    _BACKSLASH if code == ord("\\")
+    else _BREAK if code <= 32 or code in b"\"'<>`"
+    else _DELIMITER if code in b"=:/,;&?@|.()[]{}%+-_~#!*$^"
+    else 0
+    for code in range(256)
+)  # fmt: skip
+# What stands around a value that holds spaces, as the pass phrase of a person.
+_ENCLOSING = b"\"'`<>\\\n\r=:;,"
+_PARTS = re.compile(r"[\s=:;,&|()\[\]{}]+")
 
 
 class SeenSecrets:
@@ -30,71 +41,93 @@ class SeenSecrets:
         self._kinds: dict[int, dict[bytes, str]] = {}
         for secret in seen:
             self._kinds.setdefault(secret.length, {})[secret.digest] = secret.kind
-        shortest = min(self._kinds, default=0)
-        self._shortest = shortest
-        self._misses: set[str] = set()
+        self._shortest = min(self._kinds, default=0)
+        self._longest = max(self._kinds, default=0)
+        self._misses: set[bytes] = set()
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_misses": set()}
 
-    def find(self, text: str, runs: Iterable[str]) -> Iterator[Finding]:
-        """Every occurrence of every known value; `runs` are the text's runs of key characters."""
+    def find(self, glance: Glance) -> Iterator[Finding]:
+        """Every occurrence of every known value."""
         if not self._kinds:
             return
-        separated = text
-        for separator in _SEPARATORS:
-            separated = separated.replace(separator, " ")
-        shortest = self._shortest
-        stretches = {
-            stretch
-            for stretch in (*separated.split(), *runs)
-            if len(stretch) >= shortest or (not stretch.isascii() and 4 * len(stretch) >= shortest)
-        }
-        values: dict[str, str] = {}
-        for stretch in stretches - self._misses:
-            found = dict(self._in_stretch(stretch))
-            values |= found
-            if not found:
-                if len(self._misses) >= _REMEMBERED_MISSES:
-                    self._misses.clear()
-                self._misses.add(stretch)
+        text = glance.text
+        values = dict(self._aligned(glance))
+        for stretch in glance.between(_ENCLOSING, self._kinds):
+            values.update(self._known(stretch.encode("utf-8", "surrogatepass")))
+        for run in self._random_runs(glance) if self._longest >= _ANYWHERE_FROM else ():
+            values.update(self._anywhere(run))
         for value, kind in values.items():
             at = text.find(value)
             while at >= 0:
                 yield Finding(start=at, end=at + len(value), kind=kind, rank=SEEN, value=value)
                 at = text.find(value, at + len(value))
 
-    def _in_stretch(self, stretch: str) -> Iterator[tuple[str, str]]:
-        data = stretch.encode("utf-8", "surrogatepass")
-        aligned: tuple[set[int], set[int]] | None = None
-        for length, kinds in self._kinds.items():
-            last = len(data) - length
-            if last < 0:
-                continue
-            offsets: Iterable[int]
-            if length >= _ANYWHERE_FROM and len(data) <= _ANYWHERE_IN and _is_run(stretch):
-                offsets = range(last + 1)
-            else:
-                aligned = aligned or _alignments(data)
-                starts, ends = aligned
-                offsets = [start for start in starts if start + length in ends]
-            for window in {data[at : at + length] for at in offsets}:  # a ruled line is one window, not thousands
-                kind = kinds.get(hmac.digest(self._key, window, "sha256"))
-                if kind is not None:
-                    yield window.decode("utf-8", "surrogatepass"), f"seen_{kind}"
+    def _aligned(self, glance: Glance) -> Iterator[tuple[str, str]]:
+        """Values that begin and end at an edge of an unbroken stretch or at a delimiter in it."""
+        import numpy as np
 
+        data = glance.data
+        marks = np.frombuffer(b" " + data.translate(_MARKS) + b"\x02", dtype=np.uint8)[1:]
+        breaks = np.flatnonzero(marks > _DELIMITER)
+        lengths = np.diff(breaks, prepend=-1) - 1
+        if not glance.text.isascii():
+            yield from self._not_ascii(glance, breaks)
+        breaks, lengths = breaks[lengths >= self._shortest], lengths[lengths >= self._shortest]
+        if not len(breaks):
+            return
+        # Each character of a long stretch, with the stretch's own begin and end.
+        begins, ends = np.repeat(breaks - lengths, lengths), np.repeat(breaks, lengths)
+        places = np.arange(len(begins)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + begins
+        is_start = (places - begins <= 1) | (marks[places] == _DELIMITER) | (marks[places - 1] == _DELIMITER)
+        places, ends = places[is_start], ends[is_start]
+        for length in self._kinds:
+            stops = places + length
+            inside = stops <= ends
+            stops = stops[inside]
+            stops = stops[(stops == ends[inside]) | (marks[stops] == _DELIMITER) | (marks[stops - 1] == _DELIMITER)]
+            for window in {data[at - length : at] for at in stops.tolist()} - self._misses:
+                yield from self._looked_up(window)
 
-_RUN_ONLY = re.compile(r"[A-Za-z0-9_.~+/=%:-]*")
+    def _looked_up(self, window: bytes) -> Iterator[tuple[str, str]]:
+        known = list(self._known(window))
+        yield from known
+        if not known:
+            if len(self._misses) >= _REMEMBERED_MISSES:
+                self._misses.clear()
+            self._misses.add(window)
 
+    def _not_ascii(self, glance: Glance, breaks: Any) -> Iterator[tuple[str, str]]:
+        """Values with letters beyond ASCII, whole between delimiters; a glance has question marks in their places."""
+        import numpy as np
 
-def _is_run(stretch: str) -> bool:
-    return _RUN_ONLY.fullmatch(stretch) is not None
+        places = np.flatnonzero(np.frombuffer(glance.data, dtype=np.uint8) == ord("?"))
+        after = np.unique(np.searchsorted(breaks, places))
+        begins = np.concatenate(([-1], breaks))[after] + 1
+        for begin, end in zip(begins.tolist(), breaks[after].tolist(), strict=True):
+            for part in _PARTS.split(glance.text[begin:end]):
+                if not part.isascii():
+                    yield from self._known(part.encode("utf-8", "surrogatepass"))
 
+    def _random_runs(self, glance: Glance) -> set[str]:
+        """Runs of key characters around what looks random: there a value may be glued to other letters."""
+        text = glance.text
+        found = set()
+        for begin, end in (*((begin, end) for begin, end, _ in glance.spots), *glance.hex_runs):
+            start, stop = glance.run_around(begin, end)
+            if stop - start <= _ANYWHERE_IN:  # longer ones are encoded files
+                found.add(text[start:stop])
+        return found
 
-def _alignments(data: bytes) -> tuple[set[int], set[int]]:
-    """Where a value may begin and end. It may itself begin or end with a delimiter."""
-    delimiters = [at for at, byte in enumerate(data) if byte in _DELIMITERS]
-    # Offset 1: the stretch may begin with the letter of an escape, `\\n` in JSON.
-    starts = {0, 1, *delimiters, *(at + 1 for at in delimiters)}
-    ends = {len(data), *delimiters, *(at + 1 for at in delimiters)}
-    return starts, ends
+    def _anywhere(self, run: str) -> Iterator[tuple[str, str]]:
+        data = run.encode("ascii")
+        for length in self._kinds:
+            if length >= _ANYWHERE_FROM:
+                for at in range(len(data) - length + 1):
+                    yield from self._known(data[at : at + length])
+
+    def _known(self, window: bytes) -> Iterator[tuple[str, str]]:
+        kind = self._kinds.get(len(window), {}).get(hmac.digest(self._key, window, "sha256"))
+        if kind is not None:
+            yield window.decode("utf-8", "replace"), f"seen_{kind}"

@@ -2,21 +2,25 @@
 
 Shapes are as the providers document or print them. Finding is in two steps, because one pass of a hundred
 alternatives over every character is slow and keys are rare: every shape holds an unbroken run of at least 20 key
-characters, runs are 5 % of a transcript, and only a text whose runs answer is searched as a whole.
+characters or a random-looking stretch, these are 5 % of a transcript, and only a text in which they answer is searched
+as a whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-_RUN = re.compile(r"[A-Za-z0-9_.~+/=%:-]{20,}")
-_RUN_LENGTH = 20
-_NOT_RUN = str.maketrans({chr(code): " " for code in range(128) if not _RUN.match(chr(code) * _RUN_LENGTH)})
+from curate.glance import Glance
+from curate.randomness import bits
 
-SEEN, SHAPE, PLACE, ASSIGNED = range(4)
-"""Ranks of findings, surest first: seen by the recorder, a shape, a telling place (URL, header), a telling name."""
+_LONGEST = 4_000  # characters
+_SHORTEST = 12  # characters: less than that of a key that was cut off helps nobody
+
+SEEN, SHAPE, SCANNED, PLACE, ASSIGNED, LOOKS = range(6)
+"""Ranks of findings, surest first: seen by the recorder or named by the recipe, a shape, the scanner, a telling place,
+a telling name, looks and surroundings alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,7 @@ class Finding:
     kind: str
     rank: int
     value: str
+    rest: bool = False  # a later piece of a secret that was cut up: it goes, and the first piece's placeholder speaks
 
 
 _W = r"[A-Za-z0-9_-]"
@@ -128,6 +133,15 @@ _BY_PREFIX = {
     for kind, prefixes, rest, inside in _SHAPES
     for prefix in prefixes.split()
 }
+# A key that an output's limit cut off: `sk-ant-api03-abcd…`, `ghp_wJ4kQz8LmN...`, or the end of the text.
+_CUT = {
+    prefix: re.compile(
+        re.escape(prefix) + rf"(?=[A-Za-z_-]*[0-9A-Z]){_W}{{{max(6, _SHORTEST - len(prefix))},}}"
+        r"(?=\.{2,}|…|\\u2026|\Z|\n\n|[ \t]*[\[<(]{1,2}(?:truncated|cut|\.{3}|…|omitted)|\*{3,})"
+    )
+    for prefix in _BY_PREFIX
+}
+_CUT_BITS = 10
 # A key has a digit, or both cases within a word; a dotted name or a ruled line has not.
 _RANDOM = re.compile(r"[0-9]|[a-z][A-Z]")
 
@@ -144,23 +158,29 @@ _PEM_END_ONLY = re.compile(_PEM_END)
 _BASE64_LINE = re.compile(r"(?<!\\)[A-Za-z0-9+/=]+")  # not the letter of an escaped new line
 _BREAK_ONLY = re.compile(r"(?:\s|\\+[nrt])+")
 _LONGEST_TAIL = 8_000  # characters
+# A private key without its first line: how the DER of PKCS#1, PKCS#8 and SEC 1 begins in base64.
+_DER_MAGIC = re.compile(r"MI(?:[I-L][A-Za-z0-9+/]{2}[AQgw]IBA|GHAgEA|GkAgEBBDA)|MHcCAQEE|MC4CAQAwBQYDK2Vw")
+_DER = re.compile(
+    rf"(?:{_DER_MAGIC.pattern})"
+    rf"[A-Za-z0-9+/]{{16,}}={{0,2}}(?:{_BREAK}[A-Za-z0-9+/]{{16,}}={{0,2}})*+(?:{_BREAK}[A-Za-z0-9+/]{{1,15}}={{1,2}})?+"
+)
+_CRYPTED = re.compile(
+    r"\$(?:2[abxy]?\$\d\d\$[./A-Za-z0-9]{20,}|(?:1|5|6|y|apr1)\$[./A-Za-z0-9$=,]{20,}"
+    r"|(?:argon2\w*|scrypt)\$[./A-Za-z0-9$=,+]{20,})"
+)
 _AWS_SECRET = re.compile(
     r"(?<![A-Za-z0-9/+=])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])|(?<=\\[nrt])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
 )
 _AWS_NEAR = 400  # characters around a key id: `aws configure list`, a credentials file, a JSON reply
 
 
-def key_runs(text: str) -> list[str]:
-    """The text's unbroken runs of key characters, long enough to be a key."""
-    if text.isascii():  # then translating and splitting takes two thirds of the time of a search
-        return [run for run in text.translate(_NOT_RUN).split() if len(run) >= _RUN_LENGTH]
-    return _RUN.findall(text)
-
-
-def find_shapes(text: str, runs: Iterable[str]) -> list[Finding]:
-    """Findings in a text by shape alone; `runs` are its key runs."""
+def find_shapes(glance: Glance) -> list[Finding]:
+    """Findings in a text by shape alone."""
+    text = glance.text
     findings: list[Finding] = []
-    joined = "\n".join(run for run in runs if _RANDOM.search(run))
+    spots = [text[begin:end] for begin, end, _ in glance.spots if _SHORTEST <= end - begin <= _LONGEST]
+    runs = [run for run in glance.runs if _RANDOM.search(run) and (len(run) <= _LONGEST or not _is_file(run))]
+    joined = "\n".join((*runs, *spots))
     for prefix, (kind, pattern, inside) in _BY_PREFIX.items() if joined else ():
         if prefix not in joined:
             continue
@@ -168,6 +188,11 @@ def find_shapes(text: str, runs: Iterable[str]) -> list[Finding]:
             _finding(match.start(), match.end(), kind, text)
             for match in (pattern.finditer(text) if inside else _at_edges(text, prefix, pattern))
             if not is_made_up(match.group())
+        ]
+        findings += [
+            _finding(match.start(), match.end(), kind, text)
+            for match in _CUT[prefix].finditer(text)
+            if _is_cut(glance, match) and (inside or _is_edge(text, match.start()))
         ]
     inner = [(kind, pattern) for needle, kind, pattern in _INNER_SHAPES if needle in joined]
     if _DISCORD.search(joined):
@@ -186,13 +211,38 @@ def find_shapes(text: str, runs: Iterable[str]) -> list[Finding]:
         for secret in _AWS_SECRET.finditer(text, max(0, key_id.start - _AWS_NEAR), key_id.end + _AWS_NEAR)
         if is_mixed(secret.group())
     ]
-    if "PRIVATE KEY" in text:
-        findings += [_finding(*match.span(), "private_key", text) for match in _PEM.finditer(text)]
+    findings += _private_keys(glance, joined)
+    # Password hashes of crypt(3) and its kin, as in /etc/shadow or htpasswd.
+    if any(text[max(0, begin - 3) : begin].count("$") for begin, _, _ in glance.spots):
+        findings += [_finding(*match.span(), "password_hash", text) for match in _CRYPTED.finditer(text)]
+    return findings
+
+
+def _is_cut(glance: Glance, match: re.Match[str]) -> bool:
+    """Whether what begins like a key is the rest of one; a paragraph's end is a text's end in a heap of texts only."""
+    if glance.text.startswith("\n\n", match.end()) and not glance.heap:
+        return False
+    return bits(match[0]) >= _CUT_BITS and not is_made_up(match[0])
+
+
+def _is_file(run: str) -> bool:
+    """Whether a long run is an encoded file, which is decoded before anything is looked for in it."""
+    return run.rstrip("=").replace("+", "a").replace("/", "a").isalnum()
+
+
+def _private_keys(glance: Glance, joined: str) -> Iterator[Finding]:
+    text = glance.text
+    if glance.at(b"private key"):
+        for match in _PEM.finditer(text):
+            if "XXXX" not in match[0]:
+                yield _finding(*match.span(), "private_key", text)
         for marker in _PEM_END_ONLY.finditer(text):
             start = _tail_start(text, marker.start())
-            if start < marker.start():
-                findings.append(_finding(start, marker.end(), "private_key", text))
-    return findings
+            if start < marker.start() and "XXXX" not in text[start : marker.start()]:
+                yield _finding(start, marker.end(), "private_key", text)
+    if _DER_MAGIC.search(joined):
+        for match in _DER.finditer(text):
+            yield _finding(*match.span(), "private_key", text)
 
 
 def _at_edges(text: str, prefix: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:

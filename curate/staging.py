@@ -7,7 +7,6 @@ until it is sent, so that `--dry-run` shows the very files that would leave.
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capture.atomic import write_atomically
+from curate import disposition as of
 from curate.dataset import Dataset
-from curate.disposition import Calls, Pseudonyms
+from curate.disposition import Calls, Change, Pseudonyms
+from curate.language import LANGUAGES
 from curate.manifest import (
     MANIFEST,
     PRIVATE,
@@ -31,6 +32,7 @@ from curate.manifest import (
     Manifest,
     Receipt,
     SessionEntry,
+    Stage,
     Tier,
     content_digest,
     file_entry,
@@ -39,12 +41,21 @@ from curate.manifest import (
 from curate.receipts import KEY
 from curate.recipe import Recipe
 from curate.row import Late, Rows
+from curate.sample import over_share
 from curate.shard import ROW_GROUP_BYTES, parquet_writer, row_groups
 from curate.table import REQUESTS, SESSIONS, TABLES, TOOL_CALLS
-from curate.tier import staged_table
+from curate.tier import disposition, staged_table
 from curate.viewer import MAX_FILES, write_viewer_files
 
-_NAMED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\S*[/\\]\S*|\S+\.\w{2,8}\b(?::\S*)?")
+READ_REASONS = frozenset(
+    (
+        "same session as one read before",
+        "same session as one that another store's recorder saw",
+        "an import of a session that is recorded too: `agentdyno capture join` makes one of both",
+    )
+)
+"""Words of ours at the stage `read`; every other says what a reader could not read, in words from the file."""
+UNREADABLE = "a recording or a file that cannot be read whole"
 
 
 def stage(folder: Path, tier: Tier, out: Path) -> Manifest:
@@ -60,20 +71,22 @@ def stage(folder: Path, tier: Tier, out: Path) -> Manifest:
         raise DatasetFault(
             f"{folder} is a published dataset already (tier {dataset.manifest.tier}); name the built one"
         )
+    if out.is_symlink():
+        out.unlink()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(mode=0o700, parents=True)
     names = Pseudonyms(_key(folder))
-    shards = tuple(_stage_shard(folder, out, shard, tier, names) for shard in dataset.manifest.shards)
     old = dataset.manifest
+    shards = tuple(_stage_shard(folder, out, shard, old.recipe, tier, names) for shard in old.shards)
     manifest = replace(
         old,
         tier=tier,
         digest=content_digest([entry for shard in shards for entry in shard.sessions]),
-        recipe=published_recipe(old.recipe),
+        recipe=published_recipe(old.recipe, tier, names),
         rows={table: sum(shard.files[table].rows for shard in shards if table in shard.files) for table in old.rows},
         shards=tuple(sorted(shards, key=lambda shard: shard.input_digest)),
         papers=(),
-        drops=_without_names(old.drops),
+        drops=_published_drops(old.drops, old.recipe, tier, names),
     )
     if tier == "text":
         write_json(out / MANIFEST, manifest)  # so that the staged tables read as a dataset
@@ -83,9 +96,40 @@ def stage(folder: Path, tier: Tier, out: Path) -> Manifest:
     return manifest
 
 
-def published_recipe(recipe: Recipe) -> Recipe:
-    """The recipe without the texts that are taken out of the sessions: they are what must not be told."""
-    return replace(recipe, redaction=replace(recipe.redaction, values=(), allow=()))
+def published_recipe(recipe: Recipe, tier: Tier, names: Pseudonyms) -> Recipe:
+    """The recipe without the texts that are taken out of the sessions: they are what must not be told.
+
+    Content-free, what it says of models, agents and the values of columns stands as in the columns: as a pseudonym
+    where it is not public.
+    """
+    recipe = replace(recipe, redaction=replace(recipe.redaction, values=(), allow=()))
+    if tier != "content-free":
+        return recipe
+    filters = replace(
+        recipe.filters,
+        models=tuple(of.model_pattern(each, names) for each in recipe.filters.models),
+        not_models=tuple(of.model_pattern(each, names) for each in recipe.filters.not_models),
+        harnesses=tuple(of.harness_pattern(each, names) for each in recipe.filters.harnesses),
+        not_harnesses=tuple(of.harness_pattern(each, names) for each in recipe.filters.not_harnesses),
+        repo_licenses=tuple(of.repo_license(each, names) for each in recipe.filters.repo_licenses),
+    )
+    values = tuple(_sample_value(recipe, value, names) for value in recipe.sample.values)
+    return replace(recipe, filters=filters, sample=replace(recipe.sample, values=values))
+
+
+def _sample_value(recipe: Recipe, value: str, names: Pseudonyms) -> str:
+    """A value that a sample is spread by, as its column shows it."""
+    by = recipe.sample.by or ""
+    if by == "model":
+        return _told(of.model, value, names)
+    if by == "language":
+        return value if value in LANGUAGES else "other"
+    return _told(disposition(SESSIONS, by, "content-free").change, value, names)
+
+
+def _told(change: Change | None, value: str, names: Pseudonyms) -> str:
+    changed = None if change is None else change(value, names)
+    return changed if isinstance(changed, str) else "other"
 
 
 def _key(folder: Path) -> bytes:
@@ -97,16 +141,25 @@ def _key(folder: Path) -> bytes:
     return hashlib.sha256(b"agentdyno pseudonyms" + path.read_bytes()).digest()
 
 
-def _without_names(drops: Sequence[Drop]) -> tuple[Drop, ...]:
-    """Reasons of the stage `read` quote names of files; the words around them say enough."""
-    merged: dict[tuple[Any, str], int] = {}
+def _published_drops(drops: Sequence[Drop], recipe: Recipe, tier: Tier, names: Pseudonyms) -> tuple[Drop, ...]:
+    """The funnel without words of others: readers quote names and lines of files, samples the values of a column."""
+    values = {}
+    if tier == "content-free":
+        values = {
+            over_share(recipe.sample, value): _sample_value(recipe, value, names) for value in recipe.sample.values
+        }
+    merged: dict[tuple[Stage, str], int] = {}
     for drop in drops:
-        reason = _NAMED.sub("…", drop.reason) if drop.stage == "read" else drop.reason
+        reason = drop.reason
+        if drop.stage == "read" and reason not in READ_REASONS:
+            reason = UNREADABLE
+        elif drop.stage == "sample" and reason in values:
+            reason = over_share(recipe.sample, values[reason])
         merged[drop.stage, reason] = merged.get((drop.stage, reason), 0) + drop.n
     return tuple(Drop(stage=stage, reason=reason, n=n) for (stage, reason), n in merged.items())
 
 
-def _stage_shard(folder: Path, out: Path, shard: Receipt, tier: Tier, names: Pseudonyms) -> Receipt:
+def _stage_shard(folder: Path, out: Path, shard: Receipt, recipe: Recipe, tier: Tier, names: Pseudonyms) -> Receipt:
     """One shard in a tier; its files are named by the digest of what they hold."""
     calls = Calls()
     tables = {
@@ -127,7 +180,7 @@ def _stage_shard(folder: Path, out: Path, shard: Receipt, tier: Tier, names: Pse
         split=shard.split,
         files=files,
         sessions=sessions,
-        drops=_without_names(shard.drops),
+        drops=_published_drops(shard.drops, recipe, tier, names),
         redactions=shard.redactions,
     )
 

@@ -20,7 +20,15 @@ import fsspec
 import msgspec
 
 from curate.manifest import MANIFEST, file_sha256
-from curate.target import OnFile, PlacedFile, PlaceState, PlaceUnreachable, PublishRefused, Wish
+from curate.target import (
+    OnFile,
+    PlacedFile,
+    PlaceState,
+    PlaceUnreachable,
+    PublishRefused,
+    Wish,
+    without_credentials,
+)
 
 UNDER_WAY = ".agentdyno-upload.json"
 """Lists what an upload writes while it is under way, so that the next one knows whose files these are."""
@@ -31,12 +39,15 @@ class StorageTarget:
     """A folder or a prefix of an object store; raises PlaceUnreachable and PublishRefused with one sentence each."""
 
     def __init__(self, url: str) -> None:
-        self.name = url
+        self.name = without_credentials(url)
+        if not url or "\0" in url:
+            raise PublishRefused(f"{url!r} is no place; name a folder or a URL")
         with self._reached():
             self._store, root = fsspec.core.url_to_fs(url)
         self._root = root.rstrip("/")
         protocol = self._store.protocol
-        self._local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self.folder = Path(self._root or "/") if local else None
 
     def state(self) -> PlaceState:
         """What lies there; the head is the digest of the manifest."""
@@ -47,6 +58,7 @@ class StorageTarget:
             if self._store.isfile(self._root):
                 raise PublishRefused(f"{self.name} is a file; name a folder or a prefix")
             found: dict[str, Any] = self._store.find(self._root, detail=True)
+            self._refuse_links()
             files = {
                 name[len(self._root) :].lstrip("/"): PlacedFile(bytes=int(about["size"] or 0), sha256=None)
                 for name, about in found.items()
@@ -122,6 +134,15 @@ class StorageTarget:
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
+    def _refuse_links(self) -> None:
+        """What is written or removed through a link in a folder that others may write to is not in that folder."""
+        if self.folder is None:
+            return
+        for parent, folders, files in self.folder.walk():
+            for name in (*folders, *files):
+                if (parent / name).is_symlink():
+                    raise PublishRefused(f"{parent / name} is a link; publish to a folder without links")
+
     def _head(self, files: Collection[str]) -> str | None:
         if MANIFEST not in files:
             return None
@@ -131,7 +152,7 @@ class StorageTarget:
         """Paths that a killed upload was about to write."""
         try:
             return msgspec.json.decode(self._store.cat_file(self._at(UNDER_WAY)), type=list[str])
-        except msgspec.MsgspecError:  # killed while it wrote this: nothing else was written yet
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # killed while it wrote this: nothing else was written yet
             return []
 
     def _is_there(self, path: str, local: Path, state: PlaceState) -> bool:
@@ -147,7 +168,7 @@ class StorageTarget:
 
     def _put(self, local: Path, path: str) -> None:
         place = self._at(path)
-        if not self._local:  # an object appears whole or not at all
+        if self.folder is None:  # an object appears whole or not at all
             self._store.put_file(str(local), place)
             return
         Path(place).parent.mkdir(parents=True, exist_ok=True)
@@ -166,9 +187,9 @@ class StorageTarget:
         except (PublishRefused, PlaceUnreachable):
             raise
         except ImportError as fault:
-            raise PlaceUnreachable(f"{self.name}: {fault}") from fault
+            raise PlaceUnreachable(f"{self.name}: {without_credentials(str(fault))}") from fault
         except Exception as fault:  # every store has errors of its own
-            said = next(iter(str(fault).splitlines()), "")[:200]
+            said = without_credentials(next(iter(str(fault).splitlines()), ""))[:200]
             raise PlaceUnreachable(
                 f"{self.name} cannot be used ({type(fault).__name__}: {said}); run the same command again: what was "
                 "written is not written twice"

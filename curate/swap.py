@@ -3,6 +3,9 @@
 The new files are made beside their places, in `.build/swap.draft`. Renaming that folder to `.build/swap` is the moment
 from which the new state holds: whoever opens the folder next finishes a swap that was cut short. Before it, the old
 state is untouched; during it, the folder has no manifest, so that nobody takes a mixture for a dataset.
+
+A folder may come from somebody else, and opening it finishes its swap: nothing outside of the folder is ever written
+or removed, neither by a name with `..` nor through a link.
 """
 
 from __future__ import annotations
@@ -13,13 +16,29 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 MANIFEST = "manifest.json"
 WORK = ".build"
 _DRAFT = "swap.draft"
 _READY = "swap"
 _REMOVED = "removed.json"
+
+
+class ForeignSwap(ValueError):
+    """A swap that no process of ours left: it would reach out of its folder."""
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path of a manifest names a file of the dataset: below the folder, and no work or private part of it."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and path == "/".join(parts)
+        and "\\" not in path
+        and "\0" not in path
+        and not any(part.startswith(".") for part in parts)
+    )
 
 
 @contextmanager
@@ -61,16 +80,51 @@ def _finish(folder: Path) -> None:
     if not ready.is_dir():
         return
     if (ready / MANIFEST).is_file():
+        removed, moved = _removed(ready), _moved(ready)
+        for name in (*removed, *moved):
+            _refuse_links(folder, name)
         (folder / MANIFEST).unlink(missing_ok=True)
-        for name in json.loads((ready / _REMOVED).read_text(encoding="utf-8")):
+        for name in removed:
             (folder / name).unlink(missing_ok=True)
-        for path in sorted(ready.rglob("*")):
-            place = folder / path.relative_to(ready)
-            if path.is_file() and path.name != _REMOVED and path != ready / MANIFEST:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
+        for name in moved:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (ready / name).replace(folder / name)
         (ready / MANIFEST).replace(folder / MANIFEST)
     shutil.rmtree(ready)
+
+
+def _removed(ready: Path) -> list[str]:
+    """Names of the files that go."""
+    try:
+        names = json.loads((ready / _REMOVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise ForeignSwap(_foreign(ready / _REMOVED)) from fault
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_inside(name) for name in names):
+        raise ForeignSwap(_foreign(ready / _REMOVED))
+    return names
+
+
+def _moved(ready: Path) -> list[str]:
+    """Names of the files that come, but for the manifest."""
+    names = []
+    for path in sorted(ready.rglob("*")):
+        name = path.relative_to(ready).as_posix()
+        if path.is_symlink() or not is_inside(name):
+            raise ForeignSwap(_foreign(path))
+        if path.is_file() and name not in (_REMOVED, MANIFEST):
+            names.append(name)
+    return names
+
+
+def _refuse_links(folder: Path, name: str) -> None:
+    """A folder that is a link leads to files that are not the dataset's."""
+    for parent in PurePosixPath(name).parents:
+        if (folder / parent).is_symlink() and parent != PurePosixPath():
+            raise ForeignSwap(_foreign(folder / parent))
+
+
+def _foreign(path: Path) -> str:
+    return f"{path} was not left by a command of ours, and nothing was changed; fetch or build the dataset again"
 
 
 def _sync(draft: Path) -> None:
@@ -93,7 +147,11 @@ def _tidy(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock that a build of this folder holds as well."""
-    (folder / WORK).mkdir(mode=0o700, exist_ok=True)
-    with (folder / WORK / "lock").open("w") as lock:
+    work = folder / WORK
+    if work.is_symlink():
+        raise ForeignSwap(_foreign(work))
+    work.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "r+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -124,9 +124,14 @@ SESSIONS = Table(
         ("cached_tokens_total", TOTAL, "Sum of `requests.cache_read_tokens` where known."),
         ("completion_tokens_total", TOTAL, "Sum of `requests.completion_tokens` where known."),
         ("reasoning_tokens_total", TOTAL, "Sum of `requests.reasoning_tokens` where known."),
-        ("context_tokens_first", TOTAL, "Prompt of the main chain's first request, in tokens."),
-        ("context_tokens_last", TOTAL, "Prompt of the main chain's last request, in tokens."),
-        ("context_tokens_max", TOTAL, "Longest prompt of any chain, in tokens."),
+        (
+            "context_tokens_first",
+            TOTAL,
+            "Prompt of the main chain's first request; by `token_source` where `prompt_tokens_total` is known, else by "
+            "`tokenizer`.",
+        ),
+        ("context_tokens_last", TOTAL, "Prompt of the main chain's last request, counted likewise."),
+        ("context_tokens_max", TOTAL, "Longest prompt of any chain, counted likewise."),
         (
             "token_source",
             TEXT,

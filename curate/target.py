@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,11 @@ class PublishRefused(ValueError):
 
 class PlaceUnreachable(ValueError):
     """The place cannot be reached, or does not let us in; the text names the next step."""
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs name no user and no password: what is said, shown and kept of a place."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,7 @@ class Target(Protocol):
     """A place for a release. Methods raise PlaceUnreachable; `send` also PublishRefused when it lost a race."""
 
     name: str
+    folder: Path | None  # where it lies on this machine; None: elsewhere
 
     def state(self) -> PlaceState:
         """What is there now."""

@@ -72,6 +72,10 @@ def _alike(disposition: Disposition) -> Both:
     return Both(content_free=disposition, text=disposition)
 
 
+def _stated(sentence: str) -> Disposition:
+    return Disposition(action="kept", sentence=sentence, change=of.stated)
+
+
 _SESSION = _kept("An id of our own: HMAC of the agent's id under the store's key.", of.shaped(r"[0-9A-Za-z_.-]{1,64}"))
 _AGENT_PATH = _kept("Our own numbering of chains.", of.shaped(r"(?:main|side)(?:/\d+)*"))
 _MODEL = "Kept where every word of the name is public (`claude-opus-4-6`), else a pseudonym (fine-tunes, paths)."
@@ -89,7 +93,7 @@ _SESSIONS: dict[str, Both] = {
         Disposition(action="removed", sentence="Names of journals and files tell dates and projects.")
     ),
     "harness": _pseudonym("Kept for well-known agents, else a pseudonym.", of.harness),
-    "harness_version": _coarsened("Kept where it looks like a version.", of.shaped(r"v?\d[0-9A-Za-z.+-]{0,23}")),
+    "harness_version": _coarsened("Its numbers, and words as every version has them (`beta`).", of.version),
     "t0_utc": _alike(Disposition(action="coarsened", sentence="To the hour.", change=of.hour)),
     "prompt": _removed("Text."),
     "messages": _removed("Text."),
@@ -121,8 +125,8 @@ _SESSIONS: dict[str, Both] = {
     "exit_status": _coarsened("One of a dozen words, else `other`.", of.one_of(of.EXIT_STATUSES, otherwise="other")),
     "repo_license": _coarsened("A well-known licence, else `other`.", of.repo_license),
     "task_id": _pseudonym("The name of a task may be that of a ticket.", of.pseudonym("task")),
-    "license": _alike(Disposition(action="kept", sentence="The licence under which it is given, as stated.")),
-    "consent": _alike(Disposition(action="kept", sentence="The statement of consent, as stated.")),
+    "license": _alike(_stated("The licence under which it is given, as stated.")),
+    "consent": _alike(_stated("The statement of consent, as stated.")),
     "contributor": _alike(
         Disposition(action="pseudonym", sentence="Keyed for the release.", change=of.pseudonym("contributor"))
     ),
@@ -233,15 +237,20 @@ def _cell(found: Disposition) -> str:
 
 
 def staged_schema(table: Table, present: pa.Schema, tier: Tier) -> pa.Schema:
-    """The columns of a table that a tier holds: a content-free one lacks those of text."""
-    return pa.schema(
-        [
-            field
-            for field in present
-            if disposition(table, field.name, tier) is not None
-            and not (tier == "content-free" and field.name in table.text_columns)
-        ]
-    )
+    """The columns of a table that a tier holds: a content-free one lacks those of text.
+
+    DatasetFault for a column of another type than ours: a text would leave in the place of a number.
+    """
+    ours = table.schema
+    for field in present:
+        disposition(table, field.name, tier)
+        wanted = ours.field(field.name).type
+        if field.type != wanted:
+            raise DatasetFault(
+                f"column {field.name!r} of {table.name} holds {field.type}, not {wanted}; build the dataset again"
+            )
+    held = [name for name in present.names if not (tier == "content-free" and name in table.text_columns)]
+    return pa.schema([ours.field(name) for name in held])
 
 
 def staged_table(table: Table, rows: pa.Table, tier: Tier, names: Pseudonyms, calls: of.Calls) -> pa.Table:

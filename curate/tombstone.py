@@ -6,8 +6,9 @@ and must not come back, not what was in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import msgspec
@@ -17,6 +18,7 @@ from curate.manifest import DatasetFault
 type Why = Literal["contributor", "licence", "personal-data", "secret", "quality", "other"]
 """Who or what asks for it, in one word: nothing else is published about it."""
 
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 REASONS: tuple[str, ...] = get_args(Why.__value__)
 
 
@@ -35,9 +37,10 @@ def read_tombstones(data: bytes, where: str) -> tuple[Tombstone, ...]:
     for number, line in enumerate(data.splitlines(), 1):
         if line.strip():
             try:
-                found.append(msgspec.json.decode(line, type=Tombstone))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as fault:
+                tombstone = msgspec.json.decode(line, type=Tombstone)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
                 raise DatasetFault(f"{where}, line {number}, is no tombstone: {fault}; mend or restore it") from fault
+            found.append(tombstone if _DAY.fullmatch(tombstone.day) else replace(tombstone, day="unknown"))
     return tuple(found)
 
 

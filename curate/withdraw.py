@@ -7,17 +7,20 @@ remains is said, not hidden: older states of a repository until they are purged,
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from curate.approval import PublicApproval
-from curate.manifest import MANIFEST, DatasetFault, Manifest, file_sha256
+from curate.manifest import MANIFEST, DatasetFault, Manifest, Tier, file_sha256
 from curate.publish import Plan, compare, published_manifest, published_tombstones
 from curate.receipts import forget
 from curate.release import PREVIOUS, REVIEW, PreviousRelease, read_previous_release, write_release_papers
+from curate.staging import staged_folder
 from curate.target import PlaceState, PublishRefused, Target
 from curate.tombstone import Tombstone, Why
 from curate.viewer import viewer_path
@@ -60,22 +63,36 @@ def plan_withdrawal(sessions: Sequence[str], target: Target, *, reason: Why, day
             "delete this dataset)"
         )
     fetch_release(target, state, manifest, scratch)
-    left = without_sessions(scratch, dict.fromkeys(gone, ("withdrawn", reason)))
-    for name in gone:
-        (scratch / viewer_path(name)).unlink(missing_ok=True)
-    left = write_release_papers(
-        scratch,
-        left,
-        tombstones=(*tombstones, *(Tombstone(session_id=name, day=day, reason=reason) for name in gone)),
-        review=_review(scratch),
-        previous=_previous(scratch, gone),
-    )
+    buried_now = (*tombstones, *(Tombstone(session_id=name, day=day, reason=reason) for name in gone))
+    try:
+        left = _without(scratch, gone, reason, buried_now)
+    except (DatasetFault, OSError):
+        raise
+    except Exception as fault:  # what lies there may be of anybody's making
+        raise PublishRefused(
+            f"{target.name}: its tables are not those of a release ({type(fault).__name__}: {_first_line(fault)}); "
+            "publish the dataset again, then withdraw"
+        ) from fault
     return Withdrawal(
         plan=compare(target, state, manifest, dataset=None, staged=scratch, manifest=left),
         sessions=gone,
         already=already,
         shards=_changed_shards(manifest, left),
     )
+
+
+def _without(folder: Path, gone: Sequence[str], reason: Why, tombstones: Sequence[Tombstone]) -> Manifest:
+    """A fetched release without these sessions, its papers made anew."""
+    left = without_sessions(folder, dict.fromkeys(gone, ("withdrawn", reason)))
+    for name in gone:
+        (folder / viewer_path(name)).unlink(missing_ok=True)
+    return write_release_papers(
+        folder, left, tombstones=tombstones, review=_review(folder), previous=_previous(folder, gone)
+    )
+
+
+def _first_line(fault: Exception) -> str:
+    return next(iter(str(fault).splitlines()), "")[:200]
 
 
 def fetch_release(target: Target, state: PlaceState, manifest: Manifest, folder: Path) -> None:
@@ -105,6 +122,8 @@ def withdraw_here(folder: Path, sessions: Sequence[str], *, reason: Why, day: st
             tombstones=tuple(Tombstone(session_id=name, day=day, reason=reason) for name in gone),
         )
         forget(folder, gone)
+        for tier in get_args(Tier.__value__):  # what was staged for a release holds their words too
+            shutil.rmtree(staged_folder(folder, tier), ignore_errors=True)
     return gone
 
 
@@ -124,7 +143,10 @@ def _previous(folder: Path, gone: Sequence[str]) -> PreviousRelease | None:
 
 def _review(folder: Path) -> PublicApproval | None:
     data = _bytes(folder / REVIEW)
-    return None if data is None else msgspec.json.decode(data, type=PublicApproval)
+    try:
+        return None if data is None else msgspec.json.decode(data, type=PublicApproval)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
+        raise DatasetFault(f"{REVIEW} of the release cannot be read ({fault}); publish the dataset again") from fault
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -15,3 +15,8 @@ def count_rows(rows: dict[str, int]) -> str:
         for table, noun in (("sessions", "session"), ("requests", "request"), ("tool_calls", "tool call"))
         if table in rows
     )
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's on one line, without what a terminal or a page takes for an order."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

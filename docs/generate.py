@@ -13,7 +13,9 @@ import click
 
 import agentdyno
 from curate.card import column_table
+from curate.exports.carried import CARRIED, FIELDS, dropped_fields
 from curate.table import REQUESTS, SESSIONS, TOOL_CALLS
+from curate.tier import disposition_table
 
 DOCS = Path(__file__).parent
 RECORD = DOCS.parent / "replay" / "record.py"
@@ -43,6 +45,23 @@ def formats(text: str) -> str:
     return between(between(text, "columns", columns), "records", record_fields())
 
 
+def exports() -> str:
+    """What each export format carries, from the table that a test holds."""
+    rows = ["| format | sessions | carried | dropped |", "|---|---|---|---:|"]
+    for (name, text), carried in CARRIED.items():
+        kinds: dict[str, list[str]] = {}
+        for field in FIELDS:
+            if field in carried:
+                kind, _, word = field.partition(".")
+                kinds.setdefault(kind.replace("_", " "), []).append(word)
+        told = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in kinds.items())
+        format_name, _, messages = name.partition("+")
+        flag = f"`{format_name} --with-messages`" if messages else f"`{format_name}`"
+        dropped = dropped_fields(format_name, text=text, with_messages=bool(messages))
+        rows.append(f"| {flag} | {'with text' if text else 'content-free'} | {told} | {len(dropped)} |")
+    return "\n".join(rows)
+
+
 def helps(command: click.Command, name: str, parent: click.Context | None) -> list[str]:
     """`--help` of a command and of everything under it, as Markdown."""
     context = click.Context(
@@ -67,7 +86,14 @@ def commands() -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
-    return {DOCS / "FORMATS.md": formats((DOCS / "FORMATS.md").read_text()), DOCS / "COMMANDS.md": commands()}
+    curate = (DOCS / "CURATE.md").read_text()
+    leaves = (DOCS / "WHAT_LEAVES.md").read_text()
+    return {
+        DOCS / "FORMATS.md": formats((DOCS / "FORMATS.md").read_text()),
+        DOCS / "COMMANDS.md": commands(),
+        DOCS / "CURATE.md": between(curate, "exports", exports()),
+        DOCS / "WHAT_LEAVES.md": between(leaves, "dispositions", disposition_table()),
+    }
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ class TokenScript:
             block_size = request.block_size or 1
             synth.check_scale(block_size, self._scale)
             hashes = _words(request.block_hashes or ())
-            planned = synth.planned_length(request.prompt_tokens, len(hashes), block_size, self._scale)
+            planned = synth.planned_length(request.hashed_tokens, len(hashes), block_size, self._scale)
             near = {self._place[index] for index in step.wait_for} | ({len(whole) - 1} if whole else set())
             base, shared = self._longest_shared(hashes, block_size, near, whole, holder)
             covered = min(planned, synth.covered_length(shared, block_size, self._scale))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from capture.call import Message, Tool, ToolUse
 from capture.trajectory import CaptureQuality, PooledMessage, Request, ToolCall, Trajectory
-from curate.build import BuildProgress, BuildReport, Source, build_sources
+from curate.build import BuildProgress, BuildReport, build_sources
+from curate.labels import Label
+from curate.recipe import Recipe, Statistics
 from curate.redact import Redactor
+from curate.source import Source
 
 
 def any_of(kind: Any) -> st.SearchStrategy[Any]:
@@ -240,14 +243,17 @@ def content_free_session(session_id: str = "session-f", *, turns: int = 3) -> Tr
 
 
 KEY = b"k" * 32
+NO_PLOTS = Recipe(statistics=Statistics(plots=False))
 
 
-def source(sessions: Iterable[Trajectory], problems: tuple[str, ...] = (), store_id: str = "store-a") -> Source:
+def source(
+    sessions: Iterable[Trajectory], problems: tuple[str, ...] = (), store_id: str = "store-a", key: bytes = KEY
+) -> Source:
     def read(found: list[str]) -> Iterator[Trajectory]:
         yield from sessions
         found.extend(problems)
 
-    return Source(store_id=store_id, sessions=read, redactor=Redactor(key=KEY), rules="rules")
+    return Source(store_id=store_id, key=key, sessions=read, redactor=Redactor(key=key), rules="rules")
 
 
 def make(
@@ -259,9 +265,23 @@ def make(
     store_id: str = "store-a",
     tokenizer: str = "o200k_base",
     on_progress: Callable[[BuildProgress], None] | None = None,
+    recipe: Recipe | None = None,
+    previous: Path | None = None,
+    labels: Mapping[str, Label] | None = None,
+    plots: bool = False,
 ) -> BuildReport:
+    """Build a dataset; without plots unless asked for, since they take most of the time."""
+    recipe = recipe or Recipe()
+    recipe = dataclasses.replace(recipe, statistics=dataclasses.replace(recipe.statistics, plots=plots))
     return build_sources(
-        [source(sessions, problems, store_id)], out, tokenizer=tokenizer, jobs=jobs, on_progress=on_progress
+        [source(sessions, problems, store_id)],
+        out,
+        tokenizer=tokenizer,
+        jobs=jobs,
+        on_progress=on_progress,
+        recipe=recipe,
+        previous=previous,
+        labels=labels,
     )
 
 

@@ -165,7 +165,7 @@ def test_a_drop_after_the_approval_voids_it_and_the_next_one_obeys(sample: Path)
     own = Queue.open(sample, contributor="c-90aa")
     case = next(iter(own.cases.values()))
     own.decide(case, "drop", reason="no consent or licence", reviewer="jo", version="0")
-    with pytest.raises(DatasetFault, match=r"1 session of .* was dropped after the approval"):
+    with pytest.raises(DatasetFault, match=r"1 session of .* was dropped in a review and is in it still"):
         check_approval(sample, read_manifest(sample))
     done = approve(sample, reviewer="r")
     assert not done.already

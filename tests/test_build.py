@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import curate.build
+import curate.intake
 from capture.importers.agentperf_local import import_agentperf_local
 from capture.importers.weka import import_weka
 from capture.journal import JournalWriter
@@ -28,10 +28,10 @@ from curate.build import build
 from curate.command import curate as curate_group
 from curate.dataset import Dataset
 from curate.manifest import MANIFEST, WORK, DatasetFault
-from curate.row import published
+from curate.published import published
 from curate.shard import row_groups
 from curate.table import TABLES
-from tests.sample_sessions import content_free_session, make, seven, text_session
+from tests.sample_sessions import NO_PLOTS, content_free_session, make, seven, text_session
 
 TOKEN = "ghp_" + "a1B2c3D4e5" * 4
 
@@ -50,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, weka_traces: Path) -> Path:
 @pytest.fixture(scope="module")
 def imported(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built") / "dataset"
-    report = build([store], out, jobs=1)
+    report = build([store], out, jobs=1, recipe=NO_PLOTS)
     assert report.dropped == {}
     assert report.rows["sessions"] == 43
     return out
@@ -180,11 +180,11 @@ def test_datasets_opens_a_table_that_is_empty_in_some_shards(tmp_path: Path) -> 
 
 
 def test_drafts_of_a_killed_build_do_not_stay(tmp_path: Path) -> None:
-    out = make([text_session()], tmp_path / "d").folder
+    out = make([text_session()], tmp_path / "d", plots=True).folder
     for name in ("README.md", "stats.json", MANIFEST):
         (out / f".{name}.4711").write_text("half")
-    make([text_session()], out)
-    assert {path.name for path in out.iterdir()} == {"README.md", "data", MANIFEST, "plots", "stats.json"}
+    make([text_session()], out, plots=True)
+    assert {path.name for path in out.iterdir()} == {".private", "README.md", "data", MANIFEST, "plots", "stats.json"}
 
 
 def test_text_that_looks_like_a_placeholder_is_no_finding(tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def record(store: Path, turns: int, *, key: str | None) -> None:
 def test_a_recorded_store_builds_without_the_key_that_passed_through_it(tmp_path: Path) -> None:
     store, out = tmp_path / "store", tmp_path / "d"
     record(store, 2, key=None)
-    first = build([store], out, jobs=1)
+    first = build([store], out, jobs=1, recipe=NO_PLOTS)
     assert first.rows == {"sessions": 1, "requests": 2, "tool_calls": 2}
     record(store, 3, key=SEEN)  # the store grows, and now its recorder has seen the key
-    second = build([store], out, jobs=1)
+    second = build([store], out, jobs=1, recipe=NO_PLOTS)
     assert second.rows == {"sessions": 2, "requests": 5, "tool_calls": 5}
     assert second.reused_shards == 0  # what is known now must be taken out of the old session too
     for path in out.rglob("*.parquet"):
@@ -258,7 +258,7 @@ def test_a_recorded_store_builds_without_the_key_that_passed_through_it(tmp_path
     assert [call.wall_us for call in longer.tool_calls] == [2_000_000, 2_000_000, None]
     assert [request.gap_kind for request in longer.requests] == ["none", "tool", "tool"]
     assert [request.exchange_id for request in longer.requests] == [None] * 3
-    assert second.digest == build([store], tmp_path / "again", jobs=1).digest
+    assert second.digest == build([store], tmp_path / "again", jobs=1, recipe=NO_PLOTS).digest
 
 
 # The folder -------------------------------------------------------------------------------------------------------
@@ -278,15 +278,15 @@ def test_the_same_build_again_changes_no_table_and_no_digest(tmp_path: Path) -> 
 def test_a_grown_store_refreshes_the_folder_and_leaves_no_stray_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curate.build, "SHARD_SESSIONS", 3)
+    monkeypatch.setattr(curate.intake, "SHARD_SESSIONS", 3)
     out = tmp_path / "d"
     make(seven()[:4], out)
     grown = make(seven(), out)
-    assert (grown.reused_shards, grown.shards) == (1, 3)
+    assert (grown.reused_shards, grown.shards, grown.built) == (2, 3, 3)
     assert grown.rows["sessions"] == 7
     assert len(list((out / "data/sessions").iterdir())) == 3
     assert Dataset.open(out).verify() == []
-    monkeypatch.setattr(curate.build, "SHARD_SESSIONS", 512)
+    monkeypatch.setattr(curate.intake, "SHARD_SESSIONS", 512)
     assert make(seven(), tmp_path / "one shard").digest == grown.digest
 
 
@@ -329,7 +329,7 @@ def test_a_session_that_two_stores_hold_is_built_once(tmp_path: Path) -> None:
     record(near, 2, key=None)
     record(behind, 2, key=None)
     record(behind, 3, key=None)
-    report = build([near, behind], tmp_path / "d")
+    report = build([near, behind], tmp_path / "d", recipe=NO_PLOTS)
     assert (report.rows["sessions"], report.rows["requests"]) == (2, 5)
     assert report.dropped == {"same session as one that another store's recorder saw": 1}
 
@@ -355,9 +355,9 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import curate.build
+import curate.intake
 from tests.sample_sessions import make, seven
-curate.build.SHARD_SESSIONS = 2
+curate.intake.SHARD_SESSIONS = 2
 def kill(progress):
     if progress.shards == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -374,7 +374,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: py
     refused(out, "built from other stores", store_id="store-b")
     done = {name: entry for name, entry in snapshot(out).items() if name.endswith(".parquet")}
     assert len(done) == 6
-    monkeypatch.setattr(curate.build, "SHARD_SESSIONS", 2)
+    monkeypatch.setattr(curate.intake, "SHARD_SESSIONS", 2)
     report = make(seven(), out)
     assert (report.reused_shards, report.shards) == (2, 4)
     after = snapshot(out)
@@ -395,7 +395,7 @@ def test_a_damaged_shard_is_done_again(tmp_path: Path) -> None:
 
 
 def test_processes_build_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curate.build, "SHARD_SESSIONS", 2)
+    monkeypatch.setattr(curate.intake, "SHARD_SESSIONS", 2)
     alone = make(seven(), tmp_path / "alone", jobs=1)
     together = make(seven(), tmp_path / "together", jobs=2)
     assert together.digest == alone.digest

@@ -43,22 +43,30 @@ def test_python_in_a_page_is_python(page: Path) -> None:
 
 
 def test_the_example_files_are_read_and_name_every_key(tmp_path: Path) -> None:
-    from curate.recipe import Recipe, read_recipe
     from replay.protocol import FULL
     from replay.slo import load_slo
     from replay.system import Accelerator, System, load_system
 
-    system, level, recipe = re.findall(
-        r"```toml\n(.*?)```", (ROOT / "docs" / "FORMATS.md").read_text(), flags=re.DOTALL
-    )
-    for name, text in (("system.toml", system), ("level.toml", level), ("recipe.toml", recipe)):
+    system, level = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "FORMATS.md").read_text(), flags=re.DOTALL)
+    for name, text in (("system.toml", system), ("level.toml", level)):
         (tmp_path / name).write_text(text)
-    (tmp_path / "card.md").write_text("words")
     assert load_system(tmp_path / "system.toml").accelerator_count == 8
     assert replace(load_slo(str(tmp_path / "level.toml")).protocol, name=FULL.name) == FULL
-    assert read_recipe(tmp_path / "recipe.toml").card == "words"
-    for kind, text in ((System, system), (Accelerator, system), (Recipe, recipe)):
+    for kind, text in ((System, system), (Accelerator, system)):
         assert [field.name for field in fields(kind) if not re.search(rf"\b{field.name}\b", text)] == []
+
+
+def test_the_page_of_recipes_names_every_key_and_its_examples_are_read(tmp_path: Path) -> None:
+    from curate.recipe import TABLES, Recipe, read_recipe
+
+    page = (ROOT / "docs" / "RECIPE.md").read_text()
+    keys = {field.name for kind in (Recipe, *TABLES.values()) for field in fields(kind)}
+    assert sorted(key for key in keys if f"`{key}`" not in page and f"`[{key}]`" not in page) == []
+    examples = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) >= 3
+    for text in examples:
+        (tmp_path / "recipe.toml").write_text(text)
+        read_recipe(tmp_path / "recipe.toml")
 
 
 def test_the_methodology_has_the_version_that_results_carry() -> None:

@@ -22,7 +22,8 @@ from capture.importers.opencode import import_opencode
 from capture.importers.opencode import read_log as read_opencode
 from capture.importers.pi import import_pi
 from capture.trajectory import Trajectory
-from curate.row import published, rows_of, trajectory_of
+from curate.published import published
+from curate.row import rows_of, trajectory_of
 
 LOGS = Path(__file__).parent / "logs"
 KEY = b"k" * 32

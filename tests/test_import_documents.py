@@ -15,7 +15,8 @@ from capture.importers.atif import import_atif
 from capture.importers.imported import ImportFault
 from capture.importers.messages import import_messages
 from capture.trajectory import Request, ToolCall, Trajectory
-from curate.row import published, rows_of, trajectory_of
+from curate.published import published
+from curate.row import rows_of, trajectory_of
 
 KEY = b"k" * 32
 CALL = {"id": "c1", "type": "function", "function": {"name": "bash", "arguments": '{"command":"ls"}'}}

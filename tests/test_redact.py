@@ -10,6 +10,7 @@ import random
 import re
 import string
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -26,7 +27,8 @@ from capture.journal import JournalWriter
 from capture.secret import SecretFilter, SeenSecret
 from capture.store import Store
 from curate.command import curate
-from curate.redact import PLACEHOLDER, Redactor, merge
+from curate.recipe import RedactionPolicy
+from curate.redact import PLACEHOLDER, Redactor, marks, merge
 from curate.shapes import ASSIGNED, SHAPE, Finding
 from tests.sample_sessions import content_free_session, text_session
 
@@ -400,12 +402,14 @@ def test_every_string_of_a_trajectory() -> None:
         source_ref=secret,
     )
     redactor = Redactor(key=KEY)
-    redacted, counts = redactor.trajectory(session)
+    done = redactor.trajectory(session)
+    redacted = done.trajectory
     assert secret not in repr(redacted)
-    assert counts.total() == repr(session).count(secret) == repr(redacted).count("<SECRET:github_token:")
+    assert done.counts.total() == repr(session).count(secret) == repr(redacted).count("<SECRET:github_token:")
+    assert done.by_message[-1] == 5
     assert json.loads(redacted.pool[-1].message.tool_calls[0].arguments)["v"].startswith("\n<SECRET:")
     assert redacted.session_id == session.session_id
-    assert redactor.trajectory(redacted) == (redacted, {})
+    assert redactor.trajectory(redacted).trajectory is redacted
     message, found = redactor.message(answer)
     assert message == redacted.pool[-1].message
     assert found.total() == 5
@@ -413,9 +417,10 @@ def test_every_string_of_a_trajectory() -> None:
 
 def test_clean_trajectories_come_back_as_they_are() -> None:
     for session in (text_session(), content_free_session()):
-        redacted, counts = Redactor(key=KEY).trajectory(session)
-        assert redacted is session
-        assert not counts
+        redacted = Redactor(key=KEY).trajectory(session)
+        assert redacted.trajectory is session
+        assert not redacted.counts
+        assert not any(redacted.by_message)
 
 
 def test_overlapping_findings_become_one() -> None:
@@ -431,8 +436,57 @@ def test_overlapping_findings_become_one() -> None:
 
 
 def test_policy_names_what_was_applied() -> None:
-    assert Redactor(key=KEY).policy == "shapes-1"
-    assert Redactor(seen=seen(("x-api-key", "abcdefgh1")), key=KEY).policy == "shapes-1+seen"
+    everything = Redactor(key=KEY)
+    assert re.fullmatch(r"own-\d+\+betterleaks-[\w.-]+\+identity-\d+", everything.rules)
+    assert everything.policy == everything.rules
+    known = seen(("x-api-key", "abcdefgh1"))
+    policy = RedactionPolicy(identity=False, scanner=False, values=("Nightjar",), allow=("x",))
+    own = Redactor(seen=known, key=KEY, policy=policy)
+    assert own.rules == everything.rules.partition("+")[0]
+    assert own.policy == f"{own.rules}+seen+values+allow-without-scanner"
+
+
+def test_values_named_by_the_recipe() -> None:
+    policy = RedactionPolicy(values=("Project Nightjar", "nightjar"), allow=("ghp_" + "aB3" * 12,))
+    text, counts = Redactor(key=KEY, policy=policy).text(f"Project Nightjar is in nightjar/, {policy.allow[0]}")
+    assert re.fullmatch(r"<SECRET:named_value:\w{6}> is in <SECRET:named_value:\w{6}>/, ghp_(aB3){12}", text)
+    assert counts == {"named_value": 2}
+
+
+def test_marks_are_found_again() -> None:
+    maker = Maker(8)
+    text, counts = Redactor(key=KEY).text(f"ann.lee@corp.io wrote /home/annlee/x with ghp_{maker.draw(36)}")
+    found = list(marks(text))
+    assert Counter(mark.kind for mark in found) == counts
+    assert [text[mark.start : mark.end] for mark in found] == re.findall(r"user-\S+invalid|user-\w+|<SECRET\S+>", text)
+
+
+def test_texts_together_are_redacted_as_one_by_one() -> None:
+    maker = Maker(11)
+    texts = [
+        "plain text about nothing",
+        "the commit is 2d85efa1b6c1e7f0c2a9d3e4b5f60718293a4b5c\n",
+        f"the key is {maker.draw(32)}",
+        maker.draw(40),
+        "password: |",
+        "next",
+        f"token={maker.draw(20)}",
+        *(f"line {number} of an output" for number in range(50)),
+    ]
+    alone = [Redactor(key=KEY).text(text) for text in texts]
+    assert Redactor(key=KEY).texts(texts) == alone
+    assert sum(bool(counts) for _, counts in alone) == 3
+
+
+def test_long_texts_are_redacted_in_blocks_as_a_whole() -> None:
+    maker = Maker(12)
+    secrets_ = [f"ghp_{maker.draw(36)}" for _ in range(30)]
+    filler = "\n".join("def add(one, other): return one + other" for _ in range(100))
+    key = pem(maker)
+    text = "\n".join(f"{filler}\nVALUE = '{secret}'" for secret in secrets_) + key + filler
+    redacted, counts = Redactor(key=KEY).text(text)
+    assert counts == {"github_token": 30, "private_key": 1}
+    assert re.sub(r"<SECRET:\w+:\w+>", "", redacted) == re.sub(r"ghp_\w+|-----BEGIN[^!]*?END[A-Z ]+-----", "", text)
 
 
 def test_from_the_wire_to_the_text_through_a_store(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from capture.call import Message
 from capture.trajectory import Trajectory
 from curate.language import language_mix
-from curate.row import published, rows_of, trajectory_of
+from curate.published import published
+from curate.row import rows_of, trajectory_of
 from curate.table import REQUESTS, SESSIONS, TABLES, TOOL_CALLS
 from curate.tally import tally
 from tests.sample_sessions import any_of, content_free_session, pooled, request, text_session
@@ -67,7 +68,12 @@ def test_sessions_come_back_with_counts_filled_in(session: Trajectory) -> None:
     counts = tally(session, WordCounter())
     back = through_arrow(rows_of(session, counts))
     filled = tuple(
-        dataclasses.replace(request, system_tokens=count.system_tokens, tools_tokens=count.tools_tokens)
+        dataclasses.replace(
+            request,
+            system_tokens=count.system_tokens,
+            tools_tokens=count.tools_tokens,
+            prompt_tokens_est=count.prompt_tokens_est,
+        )
         for request, count in zip(published(session).requests, counts.requests, strict=True)
     )
     assert back == dataclasses.replace(published(session), requests=filled)

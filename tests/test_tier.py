@@ -19,7 +19,7 @@ from curate.disposition import Calls, Pseudonyms, error_class, public_model, pub
 from curate.manifest import MANIFEST, DatasetFault, Drop, file_entry, read_manifest, write_json
 from curate.staging import stage
 from curate.table import TABLES, Table
-from curate.tier import DISPOSITIONS, disposition_table
+from curate.tier import DISPOSITIONS
 from tests.released import CODE_NAME, built
 
 CANARY = "kanarienvogel hier/../x@y.example"
@@ -213,11 +213,3 @@ def test_numbers_of_calls_are_one_to_one_within_a_session(asked: list[tuple[str,
         for old, new in zip(ids, numbers, strict=True)
     }
     assert len(pairs) == len({(session, old) for session, old, _ in pairs}) == len({(s, new) for s, _, new in pairs})
-
-
-def test_the_page_for_a_lawyer_has_the_table_of_the_code() -> None:
-    page = (ROOT / "docs/WHAT_LEAVES.md").read_text(encoding="utf-8")
-    _, _, rest = page.partition("<!-- dispositions -->\n")
-    table, mark, _ = rest.partition("\n<!-- end of dispositions -->")
-    assert mark
-    assert table.strip() == disposition_table()

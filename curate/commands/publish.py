@@ -14,7 +14,7 @@ import click
 
 from capture.fault import EnvironmentFault
 from curate.commands.shared import faults
-from curate.words import count
+from curate.words import count, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -230,9 +230,9 @@ def _publishing() -> Iterator[None]:
     try:
         yield
     except PublishRefused as fault:
-        raise Refused(str(fault)) from fault
+        raise Refused(printable(str(fault))) from fault
     except PlaceUnreachable as fault:
-        raise EnvironmentFault(str(fault)) from fault
+        raise EnvironmentFault(printable(str(fault))) from fault
 
 
 def _ask(yes: bool, question: str) -> None:
@@ -253,11 +253,11 @@ def _tell(found: Leaving) -> None:
     )
     click.echo(f"licences: {_listing(found.licenses)}; consent: {_listing(found.consents)}", err=True)
     for warning in found.warnings:
-        click.echo(f"note: {warning}", err=True)
+        click.echo(f"note: {printable(warning)}", err=True)
 
 
 def _listing(values: tuple[str | None, ...]) -> str:
-    return ", ".join("none stated" if value is None else value for value in values) or "none stated"
+    return ", ".join("none stated" if value is None else printable(value) for value in values) or "none stated"
 
 
 def _show(found: Leaving, *, as_json: bool) -> None:
@@ -287,12 +287,12 @@ def _show(found: Leaving, *, as_json: bool) -> None:
             Text(column.column),
             column.action,
             Text(column.sentence),
-            Text("–" if column.example is None else column.example),
+            Text("–" if column.example is None else printable(column.example)),
         )
     console.print(columns)
     if found.tier == "text":
         shown = found.sessions if not sys.stdout.isatty() else found.sessions[:_LISTED]
-        console.print(Text("sessions: " + ", ".join(shown)))
+        console.print(Text(printable("sessions: " + ", ".join(shown))))
         if len(shown) < len(found.sessions):
             console.print(f"… and {len(found.sessions) - len(shown)} more; --json has them all")
     _tell(found)

@@ -23,6 +23,13 @@ def faults() -> Iterator[None]:
         raise click.UsageError(str(fault)) from fault
     except EncodingUnavailable as fault:
         raise EnvironmentFault(str(fault)) from fault
+    except BrokenPipeError:
+        raise  # whoever read what is printed went away: click's matter
+    except OSError as fault:  # a full disk, a folder that may not be written, a path that leads nowhere
+        place = f"{fault.filename}: " if fault.filename else ""
+        raise EnvironmentFault(
+            f"{place}{fault.strerror or fault}; mend that, then run the same command again"
+        ) from fault
     except ModuleNotFoundError as fault:
         raise EnvironmentFault(
             f"{fault.name} is not installed: install agentdyno with its extra [curate], or with [all] for every stage"

@@ -139,8 +139,7 @@ def _refuse_undecided(
         if standing.settled:
             return False
         # A drop that a rebuild made stale is asked again in every way of approving.
-        earlier_drop = standing.decision is not None and standing.decision.verdict == "drop"
-        return earlier_drop or not (without_review or (draw is not None and case.session_id not in draw))
+        return standing.dropped_before or not (without_review or (draw is not None and case.session_id not in draw))
 
     waiting = [case for case in queue.cases.values() if asked(case)]
     if not waiting:

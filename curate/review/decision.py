@@ -62,6 +62,11 @@ class Standing:
         """Nothing is left to ask."""
         return self.state in ("approved", "dropped")
 
+    @property
+    def dropped_before(self) -> bool:
+        """A reviewer dropped the session as it was before a build changed it, and nobody decided since."""
+        return self.state == "stale" and self.decision is not None and self.decision.verdict == "drop"
+
 
 class Decisions:
     """The decisions of a dataset folder; several processes may add to them at one time."""

@@ -1,0 +1,164 @@
+"""A first glance over a text: its characters as bytes, and the few places in it that are worth a closer look.
+
+Every rule here is far slower than the processor reads, and almost all of a transcript is plain. So one pass at C speed
+finds the places (random-looking stretches, long runs, long hex), and the rules look at those.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection
+from functools import cache, cached_property
+
+from curate.anchors import Anchors
+from curate.randomness import spots
+
+RUN_LENGTH = 20  # characters: every key shape holds an unbroken run at least so long
+SPOT_BITS = 12  # evidence from which a place is looked at
+HEX_LENGTH = 32
+MASK = "|"
+"""Stands for every character of a placeholder while rules look at a text: part of no value and of no name."""
+_MASKS = MASK.encode() * 16
+
+# What the rules start from, in lower case, three letters at least.
+# fmt: off
+_ANCHORS = Anchors((
+    # names of secrets, places of secrets
+    b"pass", b"pwd", b"secret", b"token", b"key", b"auth", b"credential", b"bearer", b"basic ", b"cookie:", b"://",
+    b"sig=", b"signature=", b"login ", b"sshpass", b"mysql", b"mariadb", b"redis-cli", b"mongo", b"echo ", b":5432:",
+    b" -u", b"user ", b"mnemonic", b"seed", b"recovery phrase", b"secret phrase", b"backup phrase", b"recovery words",
+    b"wallet", b"private key", b"cookie", b"session", b"webhook", b"connection",
+    b"login", b"private", b"encrypt", b"decrypt", b"hook", b"otp", b"mfa", b"2fa", b"dsn", b"psk", b"license",
+    b"licence",
+    # who and where
+    b"/home/", b"/users/", b"\\home\\", b"\\users\\", b"-home-", b"-users-", b"author", b"committer", b"-by:",
+    b"tagger", b"user.name", b"whoami", b"uid=", b"user=", b"logname=", b"username=", b"logged in", b"rw-r", b"rwxr",
+    b"rwx-", b"rw--", b"r-xr", b"r--r", b":x:1", b"hostname", b"linux ", b"ssh ", b"scp ", b"rsync ", b"sftp ",
+    b"git@", b"ssh://", b"git clone", b"git push", b"git pull", b"git fetch", b"git remote", b"git ls-remote",
+    b"origin", b"upstream", b"cloning into", b"to https", b"from https", b"url =", b"192.168.", b"172.",
+    *(b"10.%d" % digit for digit in range(10)), b".local", b".internal", b".corp", b".lan", b".intra", b".private",
+    b".home.arpa", b"1b[", b"033[", b"\\e[", b"\"remote", b"\"repo", b"_url\\\"", b"_url\"",
+    # other readings
+    b"delta\"", b"delta\\\"", b"partial_json", b"chunk\"", b"text\"", b"content\"", b"arguments\"", b"thinking\"",
+    b"data\"", b"token\"", b"output\"", b"text\\\"", b"content\\\"",
+))
+# fmt: on
+_RUN_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.~+/=%:-"
+_RUNS = bytes(code if code in _RUN_LETTERS else 32 for code in range(256))
+_HEX = bytes(104 if code in b"0123456789abcdefABCDEF" else 32 for code in range(256))
+
+
+@cache
+def _table_of(marks: bytes) -> bytes:
+    return bytes(1 if code in marks else 0 for code in range(256))
+
+
+class Glance:
+    """A text and what a first pass over it found. Positions in `data` and `lowered` are positions in `text`."""
+
+    def __init__(self, text: str, *, looks: bool = True, heap: bool = False) -> None:
+        self.text = text
+        self.looks = looks  # whether looks alone may find something in it
+        self._places: dict[tuple[bytes, ...], list[int]] = {}
+        self.heap = heap  # texts put together: what one holds must not speak for the innocence of another
+        # One byte per character, whatever the alphabet: what is not ASCII only separates.
+        self.data = text.encode("ascii", "replace")
+
+    @cached_property
+    def lowered(self) -> bytes:
+        return self.data.lower()
+
+    @cached_property
+    def lower_text(self) -> str:
+        return self.lowered.decode("ascii")
+
+    @cached_property
+    def _found(self) -> dict[bytes, list[int]]:
+        return _ANCHORS.find(self.lowered)
+
+    def at(self, *words: bytes) -> list[int]:
+        """Where these words stand, in order; they must be among the anchors."""
+        found = self._found
+        if len(words) == 1:
+            return found.get(words[0], [])
+        return sorted({place for word in words for place in found.get(word, ())})
+
+    def near(self, words: tuple[bytes, ...], begin: int, end: int) -> bool:
+        """Whether one of these words begins in a stretch."""
+        places = self._places.get(words)
+        if places is None:
+            places = self._places[words] = self.at(*words)
+        at = bisect_left(places, begin)
+        return at < len(places) and places[at] < end
+
+    @cached_property
+    def spots(self) -> list[tuple[int, int, int]]:
+        """Runs of letters with a random-looking stretch in them: begin, end, bits of evidence."""
+        return spots(self.data, SPOT_BITS)
+
+    @cached_property
+    def hex_runs(self) -> list[tuple[int, int]]:
+        """Runs of at least 32 hexadecimal digits."""
+        marks = self.data.translate(_HEX)
+        found: list[tuple[int, int]] = []
+        at = marks.find(b"h" * HEX_LENGTH)
+        while at >= 0:
+            end = marks.find(b" ", at)
+            end = len(marks) if end < 0 else end
+            found.append((at, end))
+            at = marks.find(b"h" * HEX_LENGTH, end)
+        return found
+
+    @cached_property
+    def random_places(self) -> list[int]:
+        """Where long random-looking or hexadecimal runs begin, in order."""
+        places = {begin for begin, end, bits in self.spots if bits >= 2 * SPOT_BITS and end - begin >= RUN_LENGTH}
+        places.update(begin for begin, _ in self.hex_runs)
+        at = self.data.find(_MASKS)
+        while at >= 0:
+            places.add(at)
+            at = self.data.find(_MASKS, at + 2 * len(_MASKS))
+        return sorted(places)
+
+    @cached_property
+    def runs(self) -> list[str]:
+        """Unbroken runs of key characters, long enough to be a key."""
+        return self.stretches(_RUNS, RUN_LENGTH)
+
+    @cached_property
+    def _run_marks(self) -> bytes:
+        return self.data.translate(_RUNS)
+
+    def run_around(self, begin: int, end: int) -> tuple[int, int]:
+        """The unbroken run of key characters that holds a stretch of them."""
+        stop = self._run_marks.find(b" ", end)
+        return self._run_marks.rfind(b" ", 0, begin) + 1, stop if stop >= 0 else len(self.data)
+
+    def stretches(self, separators: bytes, length: int) -> list[str]:
+        """Stretches of at least `length` characters between those that the table turns into spaces."""
+        import numpy as np
+
+        breaks = np.flatnonzero(np.frombuffer(self.data.translate(separators) + b" ", dtype=np.uint8) == 32)
+        lengths = np.diff(breaks, prepend=-1)
+        ends = breaks[lengths > length]
+        begins = ends - lengths[lengths > length] + 1
+        text = self.text
+        return [text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+    def between(self, marks: bytes, lengths: Collection[int]) -> list[str]:
+        """Stretches with a space in them, of one of these lengths once trimmed, between two of these marks."""
+        import numpy as np
+
+        flags = np.frombuffer(b"\x01" + self.data.translate(_table_of(marks)) + b"\x01", dtype=np.uint8)
+        breaks = np.flatnonzero(flags)
+        gaps = np.diff(breaks) - 1
+        # A space may stand before it, behind a colon.
+        wanted = np.zeros(max(lengths) + 4, dtype=bool)
+        wanted[[length + more for length in lengths for more in (0, 1, 2)]] = True
+        likely = wanted[np.minimum(gaps, len(wanted) - 1)]
+        found = []
+        for begin, gap in zip(breaks[:-1][likely].tolist(), gaps[likely].tolist(), strict=True):
+            stretch = self.text[begin : begin + gap].strip()
+            if len(stretch) in lengths and " " in stretch:
+                found.append(stretch)
+        return found
