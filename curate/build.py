@@ -172,6 +172,8 @@ def build_sources(
             withdrawn=frozenset(withdrawn),
         )
         made = _map(reading, sources, ledger, jobs or os.cpu_count() or 1, on_progress)
+        if previous is not None:
+            carry_decisions(previous, out)
         choice = choose(out, tuple(reading.present.values()), ledger, recipe)
         left_out = reading.left_out + choice.counts
         if reading.read != len(choice.kept) + left_out.total():
@@ -200,8 +202,6 @@ def build_sources(
         if manifest.rows[SESSIONS.name] != len(choice.kept) or manifest.rows[REQUESTS.name] != choice.requests:
             raise LostSessions(f"{len(choice.kept)} sessions of {choice.requests} requests kept, rows: {manifest.rows}")
         write_withdrawn(out, withdrawn)
-        if previous is not None:
-            carry_decisions(previous, out)
         _tell(on_progress, reading, "statistics, plots, card", len(made), len(made))
         manifest = _with_papers(out, manifest, before)
         write_json(out / MANIFEST, manifest)

@@ -15,6 +15,7 @@ from curate.intake import Present
 from curate.manifest import Stage
 from curate.receipts import Ledger, ShardReceipt
 from curate.recipe import Filters, Recipe
+from curate.review.decision import Decisions, drop_reason
 from curate.row import Late, Rows
 from curate.sample import draw
 from curate.shard import filters_digest
@@ -35,7 +36,9 @@ class Choice:
 
 
 def choose(folder: Path, sessions: Sequence[Present], ledger: Ledger, recipe: Recipe) -> Choice:
-    """Filters, where they are not those that the work was done under; then duplicates; then the sample."""
+    """Filters, where they are not those that the work was done under; then duplicates, the sample, and what a reviewer
+    or a contributor took out before.
+    """
     choice = Choice()
     again = _Again(folder, recipe)
     features: dict[str, Features] = {}
@@ -60,15 +63,23 @@ def choose(folder: Path, sessions: Sequence[Present], ledger: Ledger, recipe: Re
     for session_id, reason in draw(tuple(features.values()), recipe.sample).items():
         choice.left_out[session_id] = "sample", reason
         del features[session_id]
-    choice.requests = sum(each.requests for each in features.values())
+    decisions = Decisions(folder)
     for session in sessions:
-        if session.session_id in features:
-            verdict_ = verdicts.get(session.session_id)
-            choice.kept[session.session_id] = Late(
-                contributor_peak_agents=session.peak_agents,
-                dup_cluster=None if verdict_ is None else verdict_.cluster,
-                dup_role=None if verdict_ is None else verdict_.role,
-            )
+        if session.session_id not in features:
+            continue
+        verdict_ = verdicts.get(session.session_id)
+        late = Late(
+            contributor_peak_agents=session.peak_agents,
+            dup_cluster=None if verdict_ is None else verdict_.cluster,
+            dup_role=None if verdict_ is None else verdict_.role,
+        )
+        work = ledger.work_of(session.input)
+        standing = decisions.standing(session.session_id, late.digest((work and work.digest) or ""))
+        if standing.state == "dropped":
+            choice.left_out[session.session_id] = "review", drop_reason(standing)
+        else:
+            choice.kept[session.session_id] = late
+            choice.requests += features[session.session_id].requests
     return choice
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import batched
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -209,9 +210,7 @@ class HubTarget:
         """The repository made, and as private and gated as wished before anything is in it; gives the parent."""
         parent = state.head
         if not state.exists:
-            self._tried(
-                lambda: self._api.create_repo(self.repo, repo_type=KIND, private=bool(wish.private), exist_ok=True)
-            )
+            self._create(private=bool(wish.private))
             fresh = self.state()
             if fresh.has_release:
                 raise PublishRefused(self._moved())
@@ -227,6 +226,14 @@ class HubTarget:
                 f"{self.name} cannot be seen by this token, or has no first commit; check the name on the Hub"
             )
         return parent
+
+    def _create(self, *, private: bool) -> None:
+        """Make the repository; one that is there already, of whomever, is looked at next."""
+        try:
+            self._tried(lambda: self._api.create_repo(self.repo, repo_type=KIND, private=private))
+        except HTTPError as fault:
+            if _status(fault) != HTTPStatus.CONFLICT:
+                raise
 
     def _refuse_open(self, wish: Wish) -> None:
         """Nothing is sent to a repository that is not as closed as was asked for."""
@@ -328,6 +335,11 @@ class HubTarget:
             ) from fault
         except OfflineModeIsEnabled as fault:
             raise PlaceUnreachable(f"{self.name}: HF_HUB_OFFLINE is set; unset it to publish") from fault
+        except LookupError as fault:
+            raise PlaceUnreachable(
+                f"{self.name} answers as no Hub does that this version of huggingface_hub knows ({fault!r}); look at "
+                "HF_ENDPOINT"
+            ) from fault
         except (HTTPError, RuntimeError, OSError, ValueError) as fault:
             cause = fault.__cause__ if isinstance(fault, RuntimeError) and fault.__cause__ else fault
             raise PlaceUnreachable(self._said(cause)) from fault

@@ -194,22 +194,20 @@ def test_after_a_rebuild_only_what_is_new_or_changed_is_asked(tmp_path: Path) ->
         approve(folder, reviewer="r")
 
 
-def test_a_dropped_session_that_a_rebuild_brings_back_is_dropped_again(tmp_path: Path) -> None:
+def test_a_dropped_session_stays_out_of_a_rebuild(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     sessions = [text_session(f"session-{n}", turns=n + 1) for n in range(3)]
     make(sessions, folder, recipe=RECIPE)
     queue = decide_all(folder)
     queue.decide(queue.cases["session-1"], "drop", reason="personal data", reviewer="r", version="0")
     approve(folder, reviewer="r")
-    make([*sessions, text_session("session-3", turns=4)], folder, recipe=RECIPE)
+    report = make([*sessions, text_session("session-3", turns=4)], folder, recipe=RECIPE)
+    assert [(drop.stage, drop.reason, drop.n) for drop in report.drops] == [
+        ("review", "dropped by the reviewer: personal data", 1)
+    ]
     queue = Queue.open(folder)
     states = {name: standing.state for name, standing in queue.standings().items()}
-    assert states == {
-        "session-0": "approved",
-        "session-1": "dropped",
-        "session-2": "approved",
-        "session-3": "undecided",
-    }
+    assert states == {"session-0": "approved", "session-2": "approved", "session-3": "undecided"}
     queue.decide(queue.cases["session-3"], "approve", reason=None, reviewer="r", version="0")
     approve(folder, reviewer="r")
     assert set(Dataset.open(folder).session_ids) == {"session-0", "session-2", "session-3"}
@@ -223,9 +221,10 @@ def test_a_release_that_continues_another_begins_with_its_decisions(tmp_path: Pa
     make(more, tmp_path / "two", recipe=RECIPE, previous=tmp_path / "one")
     states = {name: standing.state for name, standing in Queue.open(tmp_path / "two").standings().items()}
     assert states == {"session-0": "approved", "session-1": "approved", "session-2": "undecided"}
-    decide_all(tmp_path / "two", "drop")
+    queue = Queue.open(tmp_path / "two")
+    queue.decide(queue.cases["session-0"], "drop", reason=None, reviewer="r", version="0")
     make(more, tmp_path / "two", recipe=RECIPE, previous=tmp_path / "one")
-    assert {standing.state for standing in Queue.open(tmp_path / "two").standings().values()} == {"dropped"}
+    assert Dataset.open(tmp_path / "two").session_ids == ("session-1", "session-2")
 
 
 def test_a_sample_states_what_it_looked_at_and_what_it_does_not_rule_out(sample: Path) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import json
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +449,8 @@ def test_no_path_leads_to_a_file(client: Client, path: str) -> None:
     ("body", "headers", "status"),
     [
         (b"{", {}, 400),
+        (b'{"session_id": "\xff"}', {}, 400),
+        (b'{"session_id": "' + b"x" * 16_384 + b'"}', {}, 413),
         ({"session_id": 1}, {}, 400),
         ({"session_id": "s", "digest": "d", "verdict": "publish"}, {}, 400),
         ({"session_id": "nobody", "digest": "d", "verdict": "approve"}, {}, 404),
@@ -463,6 +467,19 @@ def test_what_is_no_decision_is_refused_and_nothing_is_written(
 ) -> None:
     assert client.ask("/api/decide", method="POST", body=body, headers=headers)[0] == status
     assert not (sample / PRIVATE / JOURNAL).exists()
+
+
+def test_a_body_that_nobody_reads_does_not_become_the_next_request(client: Client) -> None:
+    host, port = client.host.rsplit(":", 1)
+    next_one = f"GET /api/queue HTTP/1.1\r\nHost: {client.host}\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"GET /style.css HTTP/1.1\r\nHost: {client.host}\r\nContent-Length: {len(next_one)}\r\n\r\n"
+        connection.sendall((head + next_one).encode())
+        told = b""
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65_536):
+                told += piece
+    assert told.count(b"HTTP/1.1 ") == 1
 
 
 def test_a_drop_without_a_reason_is_refused(client: Client) -> None:

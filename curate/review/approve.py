@@ -17,7 +17,7 @@ from capture.atomic import write_atomically
 from curate.approval import FORMAT, Approval, SampleStatement, check_approval, read_approval, write_approval
 from curate.dataset import Dataset
 from curate.manifest import MANIFEST, PRIVATE, DatasetFault, Manifest, Stage, content_digest, file_sha256
-from curate.review.decision import REASONS, Standing
+from curate.review.decision import Standing, drop_reason
 from curate.review.queue import Case, Queue, now
 from curate.review.sampling import CONFIDENCE, Draw, SampleSize, most_bad_left
 from curate.without import without_sessions
@@ -65,7 +65,7 @@ def approve(
     standings = queue.standings()
     _refuse_undecided(queue, standings, draw, sample, without_review=without_review)
     drops: dict[str, tuple[Stage, str]] = {
-        session_id: ("review", _reason(standing))
+        session_id: ("review", drop_reason(standing))
         for session_id, standing in standings.items()
         if standing.state == "dropped"
     }
@@ -153,13 +153,6 @@ def _refuse_undecided(
         f"agentdyno curate review {queue.folder}{option}",
         n,
     )
-
-
-def _reason(standing: Standing) -> str:
-    who = "its contributor" if standing.decision is not None and standing.decision.contributor else "the reviewer"
-    reason = standing.decision.reason if standing.decision is not None else None
-    # Reasons stand in the published funnel: what a reviewer wrote in words of their own may tell what must not be told.
-    return f"dropped by {who}: {reason if reason in REASONS else 'another reason'}"
 
 
 def _statement(

@@ -142,6 +142,13 @@ class Decisions:
         return Standing(state="stale", decision=said[-1]) if said else Standing(state="undecided")
 
 
+def drop_reason(standing: Standing) -> str:
+    who = "its contributor" if standing.decision is not None and standing.decision.contributor else "the reviewer"
+    reason = standing.decision.reason if standing.decision is not None else None
+    # Reasons stand in the published funnel: what a reviewer wrote in words of their own may tell what must not be told.
+    return f"dropped by {who}: {reason if reason in REASONS else 'another reason'}"
+
+
 def carry_decisions(previous: Path, folder: Path) -> None:
     """Let a new release begin with the decisions about the one before; those that it has itself stay as they are."""
     old, new = (each / PRIVATE / JOURNAL for each in (previous, folder))

@@ -270,6 +270,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: a log of requests would name sessions."""
 
     def _answer(self, give: Any) -> None:
+        if self.command == "GET" and {"content-length", "transfer-encoding"} & {name.lower() for name in self.headers}:
+            self.close_connection = True  # a body that nobody reads must not become the next request
         try:
             self._check_origin()
             kind, body = give()
@@ -353,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision is at most {MOST_BODY} bytes long")
         try:
             asked = msgspec.json.decode(self.rfile.read(int(length)), type=_Decide)
-        except msgspec.MsgspecError as fault:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             raise _Refused(HTTPStatus.BAD_REQUEST, f"not a decision: {fault}") from fault
         return "application/json", msgspec.json.encode(self.server.review.decide(asked))
 
