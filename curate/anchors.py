@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _GRAM = 4
 _PIECE = 1 << 15  # letters at a time: what is computed of them then stays in the processor's cache
-_FEW = 3_000  # letters: below, looking for each word in turn is faster
+_FEW = 400  # letters: below, looking for each word in turn is faster
 _AFTER = range(128)  # what may follow a word of three letters: the text is ASCII
 _FACTORS = (40503, 2693, 251, 1)  # odd, so that no letter is lost in 16 bits
 
@@ -42,32 +43,49 @@ class Anchors:
         hashed[_hashes(*grams.T)] = True
         return hashed, np.sort(grams.copy().view(np.uint32).ravel())
 
+    @cached_property
+    def _by_number(self) -> list[list[bytes]]:
+        """The words of each gram of the sorted table."""
+        return [self._by_gram[gram.tobytes()] for gram in self._tables[1]]
+
     def find(self, lowered: bytes) -> dict[bytes, list[int]]:
         """Each word that is in the text, with its positions in order."""
         if len(lowered) < _FEW:
             return {word: _places(lowered, word) for word in self.words if word in lowered}
         found: dict[bytes, list[int]] = {}
-        by_gram = self._by_gram
-        for place in self._likely(lowered + b"\0\0\0"):
-            for word in by_gram.get(lowered[place : place + _GRAM].ljust(_GRAM, b"\0"), ()):
-                if lowered.startswith(word, place):
-                    found.setdefault(word, []).append(place)
+        for number, places in self._likely(lowered + b"\0\0\0"):
+            for word in self._by_number[number]:
+                at = places if len(word) <= _GRAM else [at for at in places if lowered.startswith(word, at)]
+                if at:
+                    found[word] = sorted(found[word] + at) if word in found else at
         return found
 
-    def _likely(self, padded: bytes) -> Iterator[int]:
-        """Positions where a word's first four letters stand."""
+    def _likely(self, padded: bytes) -> Iterator[tuple[int, list[int]]]:
+        """Grams of the sorted table, by their number, with the positions where one stands."""
         import numpy as np
 
         hashed, grams = self._tables
         letters = np.frombuffer(padded, dtype=np.uint8)
+        found_at, found = [], []
         for begin in range(0, len(letters) - _GRAM + 1, _PIECE):
             end = min(begin + _PIECE, len(letters) - _GRAM + 1)
             parts = [letters[begin + at : end + at] for at in range(_GRAM)]
-            places = np.flatnonzero(hashed[_hashes(*parts)])
+            places = hashed[_hashes(*parts)].nonzero()[0]
             exact = np.stack([part[places] for part in parts], axis=1).view(np.uint32).ravel()
-            at = np.searchsorted(grams, exact)
+            at = grams.searchsorted(exact)
             at[at == len(grams)] = 0
-            yield from (places[grams[at] == exact] + begin).tolist()
+            right = grams[at] == exact
+            found_at.append(places[right] + begin)
+            found.append(at[right])
+        numbers, places = np.concatenate(found), np.concatenate(found_at)
+        if not len(numbers):
+            return
+        order = numbers.argsort(kind="stable")
+        numbers = numbers[order]
+        ordered = places[order].tolist()
+        edges = [0, *((numbers[1:] != numbers[:-1]).nonzero()[0] + 1).tolist(), len(ordered)]
+        for begin, end in pairwise(edges):
+            yield int(numbers[begin]), ordered[begin:end]
 
 
 def _places(text: bytes, word: bytes) -> list[int]:

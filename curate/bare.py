@@ -32,12 +32,26 @@ _TELLING = re.compile(
     r"pass(?:word|wd|phrase|code)|(?<![a-z])p(?:wd|sk)(?![a-z])|secret|token(?!i[sz])|api[ _-]?key|"
     r"(?<![a-z])keys?(?![a-z])|_key|-key|[a-z]key(?=[\"'`]?\s*[:=])|credential|bearer|(?<![a-z])auth(?![a-z])|authori[sz]ation|authenticat|login|cookie|"
     r"hooks?(?:\.|/|$)|webhook|mnemonic|licen[sc]e[_ -]?key|signature=|(?<![a-z])sig=|private|"
-    r"(?<![a-z])(?:otp|totp|mfa|2fa|dsn)(?![a-z])|encrypt|decrypt"
+    r"(?<![a-z])(?:otp|totp|mfa|2fa|dsn)(?![a-z])|encrypt|decrypt|[a-z]sessid|connect[_.-]?sid"
 )
 # How those words begin, or what they hold.
 _TELLING_ANCHORS = (
     *(b"pass", b"pwd", b"psk", b"secret", b"token", b"key", b"credential", b"bearer", b"auth", b"login", b"cookie"),
-    *(b"hook", b"mnemonic", b"signature=", b"sig=", b"private", b"otp", b"mfa", b"2fa", b"dsn", b"encrypt", b"decrypt"),
+    *(
+        b"hook",
+        b"mnemonic",
+        b"signature=",
+        b"sig=",
+        b"private",
+        b"otp",
+        b"mfa",
+        b"2fa",
+        b"dsn",
+        b"encrypt",
+        b"decrypt",
+        b"sessid",
+        b"connect",
+    ),
 )
 _AROUND_BEFORE, _AROUND_AFTER = 100, 60  # characters in which words are looked for
 # … or: what stands here is a checksum, a version or an identity.
@@ -45,8 +59,9 @@ _PUBLIC = re.compile(
     r"sha-?\d|md5|blake|shake|unhexlify|fromhex|serial|(?<![a-z])sha(?![a-z])|commit|hash|digest|checksum|integrity|revision|(?<![a-z])rev(?![a-z])|(?<![a-z])tree(?![a-z])|"
     r"blob|parent|(?<![a-z])index(?![a-z])|e-?tag|[ug]uid|fingerprint|trace|span|object|crc|snapshot|image|layer|"
     r"resolved|merge|head|branch|cherry|origin|refs?/|public[ _-]?key|\bsri\b|manifest|version|build[_-]?id|"
-    r"(?:(?<![a-z])id|[_a-z-]ids?)(?=[\\\\\"'`]*\s*[:=])|nonce|narhash|artifact|cache[_-]?key|address|"
-    r"boundary|test[_ ]?vector|expected|asserte|h1:|zh:|request[_ -]id"
+    r"(?:(?<![a-z])id|[_a-rt-z-]ids?)(?=[\\\\\"'`]*\s*[:=])|nonce|narhash|artifact|cache[_-]?key|address|"
+    r"boundary|test[_ ]?vector|expected|asserte|h1:|zh:|request[_ -]id|checked out|checkout|cherry-pick|rebase|bisect|"
+    r"submodule|recv-keys?|keyserver|key ?id|s/n:|drive/d/|document/d/"
 )
 _KNOWN_ID = re.compile(
     r"(?:toolu|srvtoolu|call|fc|msg|resp|rs|req|run|thread|asst|step|item|evt|event|batch|cmpl|chatcmpl|gen|ws|ctc|"
@@ -65,11 +80,22 @@ _ENCODED_LINE = re.compile(rb"[A-Za-z0-9+/=]{40,}")
 _LITERAL = b" \t\r\"'\\b()+,"
 _ENCODED_WORD = re.compile(r"=\?[\w-]{2,20}\?[bqBQ]\?[^?\s]*\Z")  # RFC 2047
 _ENCODED_FILE = re.compile(rb"base64,|mappings|begin certificate|begin public|begin pgp public")
+_GOES_ON = re.compile(r"[-_/]|\.\w")
+_DIGESTS = frozenset({32, 40, 56, 64, 96, 128})  # hexadecimal digits
+_DIGEST_NEAR = re.compile(
+    rb"\bmd5|\bsha-?[1235]|\bsha_?\d|digest|checksum|fingerprint|blake|\bcrc|\bgit (?:log|show|rev|merge|checkout|reset|diff|"
+    rb"rebase|cherry|branch|tag|fetch|pull|push|commit|bisect|describe|ls|fsck|cat)|\bcommits?\b|\bhead\b|\bmerge"
+)
+_AROUND_DIGEST = 300  # characters before
+_LICENCE = re.compile(
+    r"(?=[A-Z0-9-]*\d)(?:[A-Z0-9]{4}(?:-[A-Z0-9]{4}){3,}|[A-Z0-9]{5}(?:-[A-Z0-9]{5}){3,}|[A-Z0-9]{6}(?:-[A-Z0-9]{6}){3,})"
+)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID_PART = re.compile(rf"(?<![0-9a-fA-F]){_UUID.pattern}(?![0-9a-fA-F])")
 _HEX = re.compile(r"[0-9a-f]+|[0-9A-F]+")
 _HEX_FILE = re.compile(rb"(?:^|\\n)[ \t]*(?:commit |merge: |\d{6} (?:blob|tree|commit) )?\Z", re.MULTILINE)
 _FOLDER = re.compile(r"[A-Z]?[a-z]{3,}|[0-9a-f]{2}|[0-9a-f]{16,}|[a-z]{2,}(?:[-_][a-z0-9]+)+")
-_WORD = re.compile(r"[A-Z]?[a-z]{4,}|[A-Z]{5,}")
+_WORD = re.compile(r"[A-Z]?[a-z]{4,}|[A-Z]{5,}+(?![a-z0-9])")
 _CHARACTER_CLASS = re.compile(r"A-Z|a-z|0-9")
 _ESCAPES = ("n", "r", "t", "b", "f", "u", "x")
 _PART_BEFORE = re.compile(r"(?P<part>[A-Za-z0-9_-]{6,64})[.]\Z")
@@ -77,6 +103,7 @@ _PART_AFTER = re.compile(r"[.](?P<part>[A-Za-z0-9_-]{6,64})(?![A-Za-z0-9_.-])")
 _CUT_BEFORE = re.compile(r"(?P<part>[A-Za-z0-9_+/-]{2,150})\r?\n\Z")
 _CUT_AFTER = re.compile(r"\r?\n(?P<part>[A-Za-z0-9_+/-]{2,150})")
 _WIDE = 60  # characters: a narrower terminal is rare, and a shorter line has ended by itself
+_PRINTABLE = bytes((9, 10, 13, *range(32, 127)))
 _WORD_CHARACTER = re.compile(r"[A-Za-z0-9_]")
 
 
@@ -122,9 +149,10 @@ def _judge_word(glance: Glance, start: int, stop: int) -> Iterator[Finding]:
         if _is_hex_secret(glance, start, stop):
             yield Finding(start=start, end=stop, kind="hex_token", rank=LOOKS, value=value)
         return
-    low, high, bits = best_stretch(value)
     telling, public = _surroundings(glance, start, stop)
-    if public or not is_random(value, (low, high, bits), near=telling) or _has_place(glance, start, stop, telling):
+    # A UUID at the end of a name is one without it.
+    judged = value if telling else _UUID_PART.sub("", value)
+    if public or not is_random(judged, best_stretch(judged), near=telling) or _has_place(glance, start, stop, telling):
         return
     while text.startswith("=", stop):
         stop += 1
@@ -186,7 +214,11 @@ def is_random(value: str, stretch: tuple[int, int, int], *, near: bool) -> bool:
         low -= 1
     while high < len(value) and value[high].isalnum():
         high += 1
+    if _LICENCE.fullmatch(value):
+        return sum(map(str.isdigit, value)) >= 4 and sum(map(str.isalpha, value)) >= 4
     core = value[low:high]
+    if max(map(len, re.split(r"[_/+-]", core))) < _SHORTEST_NEAR - 2 and not near:
+        return False  # a name of many parts
     if not any(map(str.islower, core)) and max(map(len, re.split(r"[_/+-]", core))) < _SHORTEST_NEAR:
         return False  # A_CONSTANT_V1
     digits = sum(map(str.isdigit, core))
@@ -196,7 +228,7 @@ def is_random(value: str, stretch: tuple[int, int, int], *, near: bool) -> bool:
         return False
     if not upper + lower or (digits < 2 and not (upper and lower)):
         return False
-    steps = sum(abs(ord(one) - ord(next_)) <= 1 for one, next_ in pairwise(core))
+    steps = sum(abs(ord(one) - ord(next_)) <= 1 for one, next_ in pairwise(core.lower()))
     return (
         len(set(core)) >= min(10, 0.5 * len(core))
         and steps <= 0.3 * len(core)
@@ -236,7 +268,11 @@ def _decoded(value: str) -> str | None:
         text = base64.b64decode(plain[: len(plain) // 4 * 4], validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         return None
-    return text if sum(letter.isprintable() or letter in "\r\n\t" for letter in text) >= 0.9 * len(text) else None
+    if text.isascii():
+        wrong = len(text.encode().translate(None, _PRINTABLE))
+    else:
+        wrong = sum(not (letter.isprintable() or letter in "\r\n\t") for letter in text)
+    return text if wrong <= 0.1 * len(text) else None
 
 
 def _is_listed(glance: Glance, start: int, most: int) -> bool:
@@ -281,7 +317,9 @@ def _is_hex_secret(glance: Glance, start: int, stop: int) -> bool:
     if "-" in value or value[:2] in ("0x", "0X") or before[-2:] in ("0x", "0X") or len(digits) < 32:
         return False
     # A path, a file's name, a fragment; a line of `git log`, `git ls-tree`, `sha256sum`.
-    if before[-1:] in ("/", "-", "_", ".", "#", "@") or _EXTENSION.match(after) or after[:1] in ("-", "_", "/", "."):
+    if before[-1:] in ("/", "-", "_", ".", "#", "@") or _EXTENSION.match(after) or _GOES_ON.match(after):
+        return False
+    if len(digits) in _DIGESTS and _DIGEST_NEAR.search(glance.lowered, max(0, start - _AROUND_DIGEST), start):
         return False
     if not glance.heap and _is_listed(glance, start, _LISTED_HEX):
         return False
@@ -303,7 +341,8 @@ def _surroundings(glance: Glance, start: int, stop: int) -> tuple[bool, bool]:
     lowered = glance.lowered
     line = lowered.rfind(b"\n", 0, start) + 1
     if len(lowered[line:start].strip()) < 16 and line > 1:
-        line = lowered.rfind(b"\n", 0, line - 1) + 1  # the name may stand on the line above
+        above = len(lowered[max(0, line - 100) : line].rstrip()) + max(0, line - 100)
+        line = lowered.rfind(b"\n", 0, above) + 1  # the name may stand on the line above
     before = lowered[max(line, start - 100) : start].decode("ascii")
     telling = public = _FAR
     is_told = _is_told(glance, start, stop)
@@ -316,6 +355,6 @@ def _surroundings(glance: Glance, start: int, stop: int) -> tuple[bool, bool]:
         after = lowered[stop : end if end >= 0 else stop + 60].decode("ascii")
         if is_told and (told := _TELLING.search(after)) is not None:
             telling = told.start()
-        if (told := _PUBLIC.search(after[:40])) is not None:
+        if (told := _PUBLIC.search(after[:16])) is not None:
             public = told.start()
-    return telling < public, public < telling
+    return telling < public, public <= telling and public != _FAR

@@ -18,20 +18,21 @@ _BARE = r"[^\s\"'`,;<>(){}\[\]\\|&]"
 
 _KEY_OWNERS = (
     "api|access|secret|private|auth|encryption|encrypt|signing|sign|master|account|shared|service|app|application|"
-    "consumer|license|admin|deploy|session|storage|subscription|webhook|jwt|crypt|hmac|aes|client|user|root|bot|cipher|"
+    "consumer|license|product|admin|deploy|session|storage|subscription|webhook|jwt|crypt|hmac|aes|client|user|root|bot|cipher|"
     "decrypt|decryption|functions|publish|write"
 )
+_PW = (b"pw ", b"pw:", b"pw=")
 # A name must end in one of these words: `token_count`, `password_file` and `public_key` name no secret.
 _NAME = re.compile(
-    r"(?:(?P<password>pass(?:word|wd|phrase|code)|(?<![a-z])pwd|credentials?)"
+    r"(?:(?P<password>pass(?:word|wd|phrase|code)|(?<![a-z])(?:pwd?|pass)|credentials?)"
     rf"|(?P<api_key>(?:{_KEY_OWNERS})[_.-]?(?:access[_.-]?)?key)"
     r"|(?P<token>(?<!change)(?<!continuation)(?<!next)(?<!page)(?<!sync)(?<!action)(?<!next[_-])(?<!page[_-])token)"
-    r"|(?P<secret>secret(?:[_.-]?(?:string|text))?)"
+    r"|(?P<secret>secret(?:[_.-]?(?:string|text))?|(?:[mt2]fa|h?otp)[_.-]?seed|[a-z]sessid|connect[_.-]?sid)"
     r"|(?P<authorization>authorization|(?<![a-z])auth)"
     r"|(?P<key>[a-z0-9][_.-]key))"
     r"(?:[_.-]?(?:\d{1,3}|value|base64|b64|hex|raw|prod|production|dev|development|staging|test|live|default|main|old|new))?\Z"
 )
-_ANCHORS = (b"pass", b"pwd", b"secret", b"token", b"key", b"auth", b"credential")
+_ANCHORS = (b"pass", b"pwd", b"secret", b"token", b"key", b"auth", b"credential", b"seed", b"sessid", b"connect", *_PW)
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 _LONGEST_NAME = 60
 _NAME_AFTER = re.compile(r"[a-z0-9_.-]*[a-z0-9_]|")
@@ -43,25 +44,44 @@ _AFTER = re.compile(
     rf"(?P<close>{_QUOTE})?[\])]?(?:[ \t]*:[ \t]*(?:str|String|string|&str)(?=[ \t]*=))?"
     # `- name: X`, then `value: Y`: YAML or JSON.
     rf"(?P<separator>,?(?:\s|\\+n)*(?:{_QUOTE})?value(?:{_QUOTE})?[ \t]*[:=][ \t]*"
+    # A variable of Terraform with its default.
+    r"|[ \t]*\{(?:(?:\s|\\+n)*(?:type|description|sensitive|nullable)[ \t]*=[^\n]{0,200}?(?=\n|\\+n))*(?:\s|\\+n)*"
+    r"default[ \t]*=[ \t]*"
     rf"|[ \t]*(?::=|=>|==|=|:)(?:[ \t]|(?:\n|\\+n)[ \t]*(?={_QUOTE}))*+|>[ \t]*|,[ \t]*(?=\\*[\"'])"
     # A table's cell; a column of a listing; a property list's next element.
     r"|[ \t]*\|[ \t]*|(?:[ \t]{3,}|\t)|</key>(?:\s|\\+n)*<string>)" + _VALUE
 )
+_TO_LINE_END = re.compile(r"[ \t]*[^\s\"'(){}\[\],]+[ \t]*(?:\Z|\r?\n|\\n)")
 # What people write: `the password for staging is X`, `with the password X`, `use X as the token`.
-_PROSE_AFTER = re.compile(
-    r"s?(?:[ \t]+(?!is\b|was\b)[A-Za-z][\w'’-]*){0,5}?(?:[ \t]+(?:is|was|to|as|be|now)|[ \t]*(?:->|→|:|=)|)[ \t]+"
-    r"(?:\\*[\"'`]|\*\*)?(?P<value>[^\s\"'`*<>(){}\[\]\\]{6,120})"
+_PROSE_VALUE = r"(?:\\*[\"'`]|\*\*)?(?P<value>[^\s\"'`*<>(){}\[\]\\]{6,120})"
+_PROSE_LINKED = re.compile(
+    r"s?(?:[ \t]+(?!is\b|was\b)[A-Za-z][\w'’-]*){0,5}?(?:[ \t]+(?:is|was|to|as|be|now)|[ \t]*(?:->|→|:|=))[ \t]+"
+    + _PROSE_VALUE
 )
+_PROSE_BESIDE = re.compile(r"s?(?:[ \t]+(?!is\b|was\b)[A-Za-z][\w'’-]*){0,5}?[ \t]+" + _PROSE_VALUE)
+# A name on a line of its own, its value on the next.
+_PROSE_BELOW = re.compile(
+    r"[ \t]*:?[ \t]*(?:\r?\n|\\n)[ \t]*(?P<value>[^\s\"'`*<>(){}\[\]\\]{6,120})[ \t]*(?=\r?\n|\\n|\Z)"
+)
+_SIMPLE = re.compile(r"[A-Za-z]{4,}\d{2,}[!?@#$%*.]{0,2}")  # what people make of a word and a number …
+_ALGORITHM = re.compile(
+    r"(?:sha|md|base|utf|rsa|aes|pbkdf|argon|sha3|bcrypt|python|windows|version|http|latin)\W?\d+", re.IGNORECASE
+)  # … and they mean
 _FLAG_AFTER = re.compile(r"(?P<close>)(?P<separator>[ \t]+)" + _VALUE)
-_SETTING = re.compile(r"(?:\A|\n|\\n)[ \t]*(?:-[ \t]+|export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+|-e[ \t]+)?\Z")
+_SETTING = re.compile(
+    r"(?:\A|\n|\\n)(?:[ \t]*\d{1,6}(?:→|\t|:))?[ \t]*(?:[-+<>*][ \t]*|export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+|-e[ \t]+)?\Z"
+)
+_LINE_OF_SETTING = re.compile(r"(?:\A|\n|\\n)(?:[ \t]*\d{1,6}(?:→|\t|:))?\Z")
+_CONSTANT = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\Z")
 
 _BEARER = re.compile(r"(?:bearer|token)[ \t]+(?P<value>[A-Za-z0-9._~+/=-]{16,})", re.IGNORECASE)
 _BASIC = re.compile(r"basic[ \t]+(?P<value>[A-Za-z0-9+/]{12,}={0,2})", re.IGNORECASE)
 _COOKIE = re.compile(r"cookie:[ \t]*(?P<value>[^\r\n\"'\\]{8,4000})", re.IGNORECASE)
 _COOKIE_VALUE = re.compile(r"=([^\s;=]{16,})")
-_URL_USER = re.compile(r"://[^\s/:@\"'`<>\\{}$]{0,100}:(?P<value>[^\s/@\"'`<>\\{}$]{3,200})@(?=[\w\[.-])")
+_URL_USER = re.compile(r"://[^\s/:@\"'`<>\\{}$]{0,100}\\{0,2}:(?P<value>[^\s/@\"'`<>\\{}$]{3,200})@(?=[\w\[.-])")
 _URL_SIGNATURE = re.compile(r"sig(?:nature)?=(?P<value>[a-z0-9%+/_-]{32,}={0,2})", re.IGNORECASE)
 _ACCOUNT_KEY = re.compile(r"(?:(?<=account)|(?<=access))key=(?P<value>[A-Za-z0-9+/]{28,}={0,2})", re.IGNORECASE)
+_USER_AND = re.compile(r"(?:log[ -]?in|sign in|creds|credentials)\b[^\n/]{0,40}[ \t]/[ \t](?P<value>[^\s\"'`\\]{6,80})")
 _NETRC = re.compile(r"login[ \t]+\S+\s+password[ \t]+(?P<value>\S{4,})")
 _PGPASS = re.compile(r":\d{4,5}:[\w*.-]+:[\w*.@-]+:(?P<value>[^\s:\"'`]{4,128})(?=\s|\\n|\Z)")
 _OPTION = re.compile(
@@ -176,7 +196,7 @@ def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding
         return
     if (value := match["quoted"]) is not None:
         group = "quoted"
-        accepted = is_password(value) if kind == "password" and "," not in separator else is_secret(value)
+        accepted = is_secret(value) or (kind == "password" and "," not in separator and is_password(value))
     else:
         group, value = "bare", match["bare"].rstrip(".:")
         if match["close"] and "string" not in separator:
@@ -186,9 +206,9 @@ def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding
         if not separator.strip() or "|" in separator:
             accepted = is_strong(value) if kind == "password" else is_token(value)
         elif flag or ">" in separator or "value" in separator.lower() or _is_setting(text, start, separator):
-            accepted = is_password(value) if kind == "password" else is_secret(value)
+            accepted = is_secret(value) or (kind == "password" and is_password(value))
         else:
-            accepted = is_token(value)
+            accepted = is_token(value) or (kind == "password" and ":" in separator and is_strong(value))
     if not accepted and kind == "authorization":
         accepted = is_basic(value)
     if not accepted and kind == "password" and not separator.isspace():
@@ -214,21 +234,35 @@ def _is_separated(text: str, start: int, separator: str) -> bool:
 
 def _in_prose(text: str, end: int, kind: str) -> Iterator[Finding]:
     """A value in a sentence after its name; it must look like one more than after an equals sign."""
-    match = _PROSE_AFTER.match(text, end)
-    if match is None:
-        return
-    value = match["value"].rstrip(".,;:!?")
-    if match["value"][len(value) :].startswith(("!", "?")):
-        value += match["value"][len(value)]  # a password may well end so
-    if is_strong(value) if kind == "password" else is_token(value):
-        yield _finding(match.start("value"), match.start("value") + len(value), kind, ASSIGNED, text)
+    for pattern in (_PROSE_LINKED, _PROSE_BESIDE, _PROSE_BELOW):
+        match = pattern.match(text, end)
+        if match is None:
+            continue
+        value = match["value"].rstrip(".,;:!?")
+        if match["value"][len(value) :].startswith(("!", "?")):
+            value += match["value"][len(value)]  # a password may well end so
+        accepted = is_token(value)
+        if kind == "password":
+            told = pattern is not _PROSE_BESIDE or match.start("value") <= end + 3
+            accepted = is_strong(value) or (told and (is_simple(value) or is_passphrase(value)))
+        if accepted:
+            yield _finding(match.start("value"), match.start("value") + len(value), kind, ASSIGNED, text)
+            return
 
 
 def _is_setting(text: str, start: int, separator: str) -> bool:
     """Whether a name stands where a settings file or a shell has one, rather than in code with spaces around `=`."""
     if separator == "=":
         return True
-    return ":" in separator and "=" not in separator and _SETTING.search(text, max(0, start - 40), start) is not None
+    if ":" in separator and "=" not in separator:
+        name = text[start : text.find(":", start)]
+        return _SETTING.search(text, max(0, start - 40), start) is not None or _CONSTANT.match(name) is not None
+    # `password = hunter22` of an INI file: no indentation, as in a function, and nothing behind it.
+    return (
+        separator.strip() == "="
+        and _LINE_OF_SETTING.search(text, max(0, start - 12), start) is not None
+        and _TO_LINE_END.match(text, text.find("=", start) + 1) is not None
+    )
 
 
 def is_token(value: str) -> bool:
@@ -247,6 +281,16 @@ def is_strong(value: str) -> bool:
     return len(value) >= 8 and sum(kinds) >= 3 and _is_value(value) and not _is_words(value) and "(" not in value
 
 
+def is_simple(value: str) -> bool:
+    """Whether a word of a sentence is another word and a number, as many passwords are."""
+    return (
+        len(value) >= 8
+        and _SIMPLE.fullmatch(value) is not None
+        and not _ALGORITHM.fullmatch(value)
+        and _is_value(value)
+    )
+
+
 def is_passphrase(value: str) -> bool:
     """Whether a value is four or more words with one mark between them, as diceware makes."""
     return _PASSPHRASE.fullmatch(value) is not None and _is_value(value)
@@ -254,7 +298,14 @@ def is_passphrase(value: str) -> bool:
 
 def is_secret(value: str) -> bool:
     """Whether a value after a telling name looks made by a machine, from 10 characters on."""
-    if len(value) >= 10 and bits(value) >= _BITS and _is_value(value) and len(set(value)) >= 6 and not _is_words(value):
+    if (
+        len(value) >= 10
+        and any(map(str.isalpha, value))
+        and bits(value) >= _BITS
+        and _is_value(value)
+        and len(set(value)) >= 6
+        and not _is_words(value)
+    ):
         return True
     digits = sum(map(str.isdigit, value))
     is_long_and_mixed = len(value) >= 16 and value not in (value.lower(), value.upper())
@@ -325,6 +376,7 @@ _PLACES: tuple[tuple[tuple[bytes, ...], re.Pattern[str], str, Callable[[str], bo
     ((b"://",), _URL_USER, "url_password", is_url_password),
     ((b"sig=", b"signature="), _URL_SIGNATURE, "url_signature", is_varied),
     ((b"key",), _ACCOUNT_KEY, "account_key", is_varied),
+    ((b"log in", b"login", b"creds", b"credential", b"sign in"), _USER_AND, "password", is_password),
     ((b"login ",), _NETRC, "password", is_password),
     ((b"sshpass", b"mysql", b"mariadb", b"redis-cli", b"mongo"), _OPTION, "password", is_url_password),
     ((b"echo ",), _STDIN, "password", is_url_password),

@@ -134,7 +134,8 @@ _TOOLS = frozenset(
 
 def public_tool(name: str) -> bool:
     """Whether a tool is built into a well-known agent; servers of tools (MCP) and own tools are not."""
-    return name.lower() in _TOOLS or tool_kind(name) not in ("other", "mcp") or asks_human(name)
+    known = name.lower() in _TOOLS or tool_kind(name) not in ("other", "mcp") or asks_human(name)
+    return known and name.isascii()  # some letters of other scripts become ours in lower case
 
 
 def tool(value: str, names: Pseudonyms) -> str:
@@ -195,7 +196,7 @@ _AGENT_TYPES = frozenset(
 
 def agent_type(value: str, names: Pseudonyms) -> str:
     """A built-in kind of sub-agent; a pseudonym for any other."""
-    return value if value.lower() in _AGENT_TYPES else names.name("agent-type", value)
+    return value if value.isascii() and value.lower() in _AGENT_TYPES else names.name("agent-type", value)
 
 
 # Words ------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection
 from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 from curate.anchors import Anchors
 from curate.randomness import spots
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    type _Array = np.ndarray[Any, np.dtype[Any]]
 
 RUN_LENGTH = 20  # characters: every key shape holds an unbroken run at least so long
 SPOT_BITS = 12  # evidence from which a place is looked at
@@ -28,7 +34,7 @@ _ANCHORS = Anchors((
     b"sig=", b"signature=", b"login ", b"sshpass", b"mysql", b"mariadb", b"redis-cli", b"mongo", b"echo ", b":5432:",
     b" -u", b"user ", b"mnemonic", b"seed", b"recovery phrase", b"secret phrase", b"backup phrase", b"recovery words",
     b"wallet", b"private key", b"cookie", b"session", b"webhook", b"connection",
-    b"login", b"private", b"encrypt", b"decrypt", b"hook", b"otp", b"mfa", b"2fa", b"dsn", b"psk", b"license",
+    b"login", b"log in", b"sign in", b"creds", b"sessid", b"pw ", b"pw:", b"pw=", b"private", b"encrypt", b"decrypt", b"hook", b"otp", b"mfa", b"2fa", b"dsn", b"psk", b"license",
     b"licence",
     # who and where
     b"/home/", b"/users/", b"\\home\\", b"\\users\\", b"-home-", b"-users-", b"author", b"committer", b"-by:",
@@ -44,13 +50,29 @@ _ANCHORS = Anchors((
 ))
 # fmt: on
 _RUN_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.~+/=%:-"
-_RUNS = bytes(code if code in _RUN_LETTERS else 32 for code in range(256))
-_HEX = bytes(104 if code in b"0123456789abcdefABCDEF" else 32 for code in range(256))
+# One for a letter of a run, zero for what ends it.
+_RUNS = bytes(code in _RUN_LETTERS for code in range(256))
+_HEX = bytes(code in b"0123456789abcdefABCDEF" for code in range(256))
 
 
 @cache
-def _table_of(marks: bytes) -> bytes:
-    return bytes(1 if code in marks else 0 for code in range(256))
+def _all_but(marks: bytes) -> bytes:
+    return bytes(code not in marks for code in range(256))
+
+
+def long_runs(marks: bytes, length: int) -> tuple[_Array, _Array]:
+    """Begins and ends of the runs of at least so many ones; each step doubles how far a place answers for."""
+    import numpy as np
+
+    flags = np.frombuffer(b"\0" + marks + b"\0", dtype=np.uint8)
+    if len(marks) < length:
+        flags = flags[:1]
+    reach = 1
+    while reach < length and len(flags) > 1:
+        step = min(reach, length - reach)
+        flags = flags[:-step] & flags[step:]
+        reach += step
+    return (flags[1:] > flags[:-1]).nonzero()[0], (flags[1:] < flags[:-1]).nonzero()[0] + length - 1
 
 
 class Glance:
@@ -78,10 +100,12 @@ class Glance:
 
     def at(self, *words: bytes) -> list[int]:
         """Where these words stand, in order; they must be among the anchors."""
-        found = self._found
-        if len(words) == 1:
-            return found.get(words[0], [])
-        return sorted({place for word in words for place in found.get(word, ())})
+        if self._found.keys().isdisjoint(words):
+            return []
+        found = [places for word in words if (places := self._found.get(word))]
+        if len(found) == 1:
+            return found[0]
+        return sorted(set().union(*found))
 
     def near(self, words: tuple[bytes, ...], begin: int, end: int) -> bool:
         """Whether one of these words begins in a stretch."""
@@ -99,15 +123,8 @@ class Glance:
     @cached_property
     def hex_runs(self) -> list[tuple[int, int]]:
         """Runs of at least 32 hexadecimal digits."""
-        marks = self.data.translate(_HEX)
-        found: list[tuple[int, int]] = []
-        at = marks.find(b"h" * HEX_LENGTH)
-        while at >= 0:
-            end = marks.find(b" ", at)
-            end = len(marks) if end < 0 else end
-            found.append((at, end))
-            at = marks.find(b"h" * HEX_LENGTH, end)
-        return found
+        begins, ends = long_runs(self.data.translate(_HEX), HEX_LENGTH)
+        return list(zip(begins.tolist(), ends.tolist(), strict=True))
 
     @cached_property
     def random_places(self) -> list[int]:
@@ -123,7 +140,9 @@ class Glance:
     @cached_property
     def runs(self) -> list[str]:
         """Unbroken runs of key characters, long enough to be a key."""
-        return self.stretches(_RUNS, RUN_LENGTH)
+        text = self.text
+        begins, ends = long_runs(self._run_marks, RUN_LENGTH)
+        return [text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
     @cached_property
     def _run_marks(self) -> bytes:
@@ -131,34 +150,20 @@ class Glance:
 
     def run_around(self, begin: int, end: int) -> tuple[int, int]:
         """The unbroken run of key characters that holds a stretch of them."""
-        stop = self._run_marks.find(b" ", end)
-        return self._run_marks.rfind(b" ", 0, begin) + 1, stop if stop >= 0 else len(self.data)
-
-    def stretches(self, separators: bytes, length: int) -> list[str]:
-        """Stretches of at least `length` characters between those that the table turns into spaces."""
-        import numpy as np
-
-        breaks = np.flatnonzero(np.frombuffer(self.data.translate(separators) + b" ", dtype=np.uint8) == 32)
-        lengths = np.diff(breaks, prepend=-1)
-        ends = breaks[lengths > length]
-        begins = ends - lengths[lengths > length] + 1
-        text = self.text
-        return [text[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        stop = self._run_marks.find(b"\0", end)
+        return self._run_marks.rfind(b"\0", 0, begin) + 1, stop if stop >= 0 else len(self.data)
 
     def between(self, marks: bytes, lengths: Collection[int]) -> list[str]:
         """Stretches with a space in them, of one of these lengths once trimmed, between two of these marks."""
         import numpy as np
 
-        flags = np.frombuffer(b"\x01" + self.data.translate(_table_of(marks)) + b"\x01", dtype=np.uint8)
-        breaks = np.flatnonzero(flags)
-        gaps = np.diff(breaks) - 1
+        begins, ends = long_runs(self.data.translate(_all_but(marks)), min(lengths))
         # A space may stand before it, behind a colon.
         wanted = np.zeros(max(lengths) + 4, dtype=bool)
         wanted[[length + more for length in lengths for more in (0, 1, 2)]] = True
-        likely = wanted[np.minimum(gaps, len(wanted) - 1)]
-        found = []
-        for begin, gap in zip(breaks[:-1][likely].tolist(), gaps[likely].tolist(), strict=True):
-            stretch = self.text[begin : begin + gap].strip()
-            if len(stretch) in lengths and " " in stretch:
-                found.append(stretch)
-        return found
+        likely = wanted[np.minimum(ends - begins, len(wanted) - 1)]
+        stretches = (
+            self.text[begin:end].strip()
+            for begin, end in zip(begins[likely].tolist(), ends[likely].tolist(), strict=True)
+        )
+        return [stretch for stretch in stretches if len(stretch) in lengths and " " in stretch]

@@ -68,6 +68,7 @@ _MARK = _compile(
     r"user-[0-9a-f]{6}@mail-[0-9a-f]{6}\.invalid|host-[0-9a-f]{6}\.invalid|org-[0-9a-f]{6}/repo-[0-9a-f]{6}"
     r"|user-[0-9a-f]{6}|198\.1[89]\.\d{1,3}\.\d{1,3}"
 )
+_MARK_STARTS = ("user-", "host-", "org-", "198.1")
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}"
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63}){0,6}"
@@ -187,6 +188,9 @@ class Names:
         # The letter of an escape may stand before it, as in `\\nann`.
         self._pattern = re.compile(rf"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))(?:{either})(?![A-Za-z0-9])")
 
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
     def find(self, glance: Glance) -> Iterator[Finding]:
         """Every such word in a text."""
         if self.are_in(glance.text):
@@ -242,10 +246,12 @@ class Identities:
 
 def pseudonyms(text: str) -> Iterator[tuple[int, int, str]]:
     """Every pseudonym of ours in a text: begin, end, kind."""
-    if not any(start in text for start in ("user-", "host-", "org-", "198.1")):
-        return
-    for match in _MARK.finditer(text):
-        found = match[0]
+    done = 0
+    for at in sorted(at for start in _MARK_STARTS for at in _finds(text, start)):
+        match = _MARK.match(text, at) if at >= done else None
+        if match is None:
+            continue
+        found, done = match[0], match.end()
         kind = (
             "email" if "@" in found
             else "host" if found.startswith("host-")
@@ -253,7 +259,14 @@ def pseudonyms(text: str) -> Iterator[tuple[int, int, str]]:
             else "user" if found.startswith("user-")
             else "address"
         )  # fmt: skip
-        yield match.start(), match.end(), kind
+        yield match.start(), done, kind
+
+
+def _finds(text: str, word: str) -> Iterator[int]:
+    at = text.find(word)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + 1)
 
 
 def _line(data: bytes, least: int, at: int) -> tuple[int, int]:

@@ -147,7 +147,9 @@ def measure(
     where = where_time_goes(factory, policy, clean.texts)
     say("planted secrets")
     redactor = factory(policy)
-    outcomes = tuple(outcomes_of(redactor, cases(seed, each=each) if planted is None else planted))
+    every = tuple(outcomes_of(redactor, cases(seed, each=each) if planted is None else planted))
+    outcomes = tuple(outcome for outcome in every if outcome.case.decidable)
+    undecidable = [outcome for outcome in every if not outcome.case.decidable]
     say("look-alikes")
     alarms, alarm_rates = false_alarms(redactor, seed, identity_kinds)
     measured = MeasuredRedaction(
@@ -176,6 +178,10 @@ def measure(
             kind_held_out=True,
             context_held_out=True,
         ),
+        undecidable=wilson(sum(outcome.survived is None for outcome in undecidable), len(undecidable))
+        if undecidable
+        else None,
+        unseen_with_undecidable=removed(every, kind_held_out=True, context_held_out=True),
         false_alarms=alarm_rates,
         held_out_look_alikes=tuple(each.name for each in held_out_lookalikes.LOOK_ALIKES),
         clean_characters_lost=findings.characters_lost / findings.characters,

@@ -65,6 +65,8 @@ class MeasuredRedaction:
     unseen_kinds: Rate | None = None  # held-out kinds in tuned contexts
     unseen_contexts: Rate | None = None  # tuned kinds in held-out contexts
     unseen_without_scanner_rule: Rate | None = None  # of `unseen`, the kinds that the scanner has no rule for
+    undecidable: Rate | None = None  # secrets that no reader could tell to be one: in no other rate but the next
+    unseen_with_undecidable: Rate | None = None  # `unseen` if those of its cell counted
     false_alarms: dict[str, Rate] = field(default_factory=dict)  # look-alikes taken for secrets, by class
     held_out_look_alikes: tuple[str, ...] = ()
     clean_characters_lost: float | None = None  # share of the clean text's characters, for any reason

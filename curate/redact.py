@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
+from itertools import chain
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 from capture.call import Message
@@ -44,12 +46,15 @@ PLACEHOLDER = re.compile(r"<SECRET:[a-z0-9_]+:[0-9a-f]{6}>")
 _SHORTEST = 6  # a text shorter than any secret or name
 _REMEMBERED_TEXTS = 50_000
 _REMEMBERED_LENGTH = 2_000  # longer texts do not repeat often enough to be kept
+_NOTHING: Counter[str] = Counter()  # shared: never written to
 _ROUNDS = 8  # a text is clean after two; more come only from what stands beside something removed
 # Identities of our own making: the session's, and the journal's record.
 _NOT_TEXT = frozenset({"session_id", "agent_path", "exchange_id"})
 # Drawn by chance and no secrets: what pairs a call with its result.
 _IDS = frozenset({"id", "tool_call_id", "tool_call_ids"})
+_NO_TEXT = re.compile(r"(?:int|float|bool|None|tuple|[\s|,.\[\]])+")  # a field's type: numbers alone
 
+type _Wanted = dict[tuple[str, bool], None]
 type _Done = dict[tuple[str, bool], tuple[str, Counter[str]]]
 
 
@@ -118,13 +123,13 @@ class Redactor:
 
     def texts(self, texts: Sequence[str]) -> list[tuple[str, Counter[str]]]:
         """Texts that belong together, redacted: a name that one tells is replaced in all. Faster than one by one."""
-        done = self._all((text, True) for text in texts)
+        done = self._all(dict.fromkeys((text, True) for text in texts))
         return [(done[text, True][0], done[text, True][1].copy()) for text in texts]
 
     def message(self, message: Message) -> tuple[Message, Counter[str]]:
         """The message with every string of it redacted."""
         counts: Counter[str] = Counter()
-        result: Message = _walk(message, self._all(_strings(message)), counts)
+        result: Message = _walk(message, True, self._gathered(message), counts)
         return result, counts
 
     def trajectory(self, trajectory: Trajectory) -> Redacted:
@@ -133,29 +138,33 @@ class Redactor:
         Only ids that agentdyno made itself are passed over. Equal values get equal placeholders, so a tool call and
         its result stay paired. A name that is told anywhere in the session is replaced everywhere in it.
         """
-        done = self._all(_strings(trajectory))
+        done = self._gathered(trajectory)
         counts: Counter[str] = Counter()
         by_message = []
         pool = []
         for pooled in trajectory.pool:
             found: Counter[str] = Counter()
-            pool.append(_walk(pooled, done, found))
+            pool.append(_walk(pooled, True, done, found))
             by_message.append(found.total())
-            counts += found
-        rest = _walk(replace(trajectory, pool=()), done, counts)
+            counts.update(found)
+        rest = _walk(replace(trajectory, pool=()), True, done, counts)
         redacted = replace(rest, pool=tuple(pool)) if counts else trajectory
         return Redacted(trajectory=redacted, counts=counts, by_message=tuple(by_message))
 
-    def _all(self, strings: Iterable[tuple[str, bool]]) -> _Done:
+    def _gathered(self, value: Any) -> _Done:
+        wanted: _Wanted = {}
+        _gather(value, True, wanted)
+        return self._all(wanted)
+
+    def _all(self, wanted: _Wanted) -> _Done:
         """Strings redacted together; the flag says whether looks alone may find something in one."""
-        wanted = dict.fromkeys(strings)
         identities = self._identities
         finds: list[Find] = [self._find_secrets]
         if identities is not None:
             finds.append(identities.find)
         blocks = {text: cut(text, finds) for text, _ in wanted}
-        every = dict.fromkeys(block for parts in blocks.values() for block in parts)
-        swept = sweep((block for block in every if len(block) >= _SHORTEST and block not in self._clean), finds)
+        every = dict.fromkeys(chain.from_iterable(blocks.values()))
+        swept = sweep([block for block in every if len(block) >= _SHORTEST and block not in self._clean], finds)
         names = Names(swept.findings[1] if identities is not None else ())
         told = set(swept.marked[1]) if identities is not None else set()
         decoded = set()
@@ -164,7 +173,11 @@ class Redactor:
             if names.are_in(text):
                 told |= owners
         done: _Done = {}
+        touched = swept.marked[0] | told
         for text, looks in wanted:
+            if not (names or any(map(touched.__contains__, blocks[text]))):
+                done[text, looks] = text, _NOTHING
+                continue
             pieces = []
             counts: Counter[str] = Counter()
             for block in blocks[text]:
@@ -245,43 +258,53 @@ class Redactor:
         return f"<SECRET:{finding.kind}:{hmac.digest(self._key, b'placeholder:' + value, 'sha256').hex()[:6]}>"
 
 
-def _strings(value: Any, name: str = "") -> Iterator[tuple[str, bool]]:
+def _gather(value: Any, looks: bool, wanted: _Wanted) -> None:
     """Every string that redaction goes through, in order, and whether looks alone may find something in it."""
     if isinstance(value, str):
-        yield value, name not in _IDS
+        wanted[value, looks] = None
     elif isinstance(value, tuple):
         if value and not isinstance(value[0], int):  # no block hashes, gaps, spans
             for item in value:
-                yield from _strings(item, name)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in _text_fields(type(value)):
-            yield from _strings(getattr(value, field), field)
+                _gather(item, looks, wanted)
+    else:
+        for name, is_id in _text_fields(type(value)):
+            field = getattr(value, name)
+            if field is not None:
+                _gather(field, not is_id, wanted)
 
 
-def _walk(value: Any, done: _Done, counts: Counter[str], name: str = "") -> Any:
-    """The value with its strings replaced, and what was replaced in them counted."""
+def _walk(value: Any, looks: bool, done: _Done, counts: Counter[str]) -> Any:
+    """The value with its strings replaced, and what was replaced in them counted; the same object where nothing was."""
     if isinstance(value, str):
-        redacted, found = done[value, name not in _IDS]
-        counts.update(found)
+        redacted, found = done[value, looks]
+        if found:
+            counts.update(found)
         return redacted
     if isinstance(value, tuple):
         if not value or isinstance(value[0], int):
             return value
-        return tuple(_walk(item, done, counts, name) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {}
-        for field in _text_fields(type(value)):
-            old = getattr(value, field)
-            new = _walk(old, done, counts, field)
+        items = tuple([_walk(item, looks, done, counts) for item in value])
+        return items if any(map(is_not, items, value)) else value
+    changed = {}
+    for name, is_id in _text_fields(type(value)):
+        old = getattr(value, name)
+        if old is not None:
+            new = _walk(old, not is_id, done, counts)
             if new is not old and new != old:
-                changed[field] = new
-        return replace(value, **changed) if changed else value
-    return value
+                changed[name] = new
+    return replace(value, **changed) if changed else value
 
 
 @cache
-def _text_fields(type_: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(type_) if field.name not in _NOT_TEXT)
+def _text_fields(type_: Any) -> tuple[tuple[str, bool], ...]:
+    """Fields of a dataclass that may hold text, and whether that is an id; none of what is no dataclass."""
+    if not is_dataclass(type_):
+        return ()
+    return tuple(
+        (field.name, field.name in _IDS)
+        for field in fields(type_)
+        if field.name not in _NOT_TEXT and not _NO_TEXT.fullmatch(str(field.type))
+    )
 
 
 def _both(one: Find, other: Find) -> Find:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from capture.secret import SeenSecret
-from curate.glance import Glance
+from curate.glance import Glance, long_runs
 from curate.shapes import SEEN, Finding
 
 _ANYWHERE_FROM = 24  # bytes: a secret this long is looked for at any offset …
@@ -28,6 +27,7 @@ _MARKS = bytes(
     else 0
     for code in range(256)
 )  # fmt: skip
+_UNBROKEN = bytes(mark <= _DELIMITER for mark in _MARKS)
 # What stands around a value that holds spaces, as the pass phrase of a person.
 _ENCLOSING = b"\"'`<>\\\n\r=:;,"
 _PARTS = re.compile(r"[\s=:;,&|()\[\]{}]+")
@@ -55,7 +55,8 @@ class SeenSecrets:
         text = glance.text
         values = dict(self._aligned(glance))
         for stretch in glance.between(_ENCLOSING, self._kinds):
-            values.update(self._known(stretch.encode("utf-8", "surrogatepass")))
+            if (known := self._known(stretch.encode("utf-8", "surrogatepass"))) is not None:
+                values[known[0]] = known[1]
         for run in self._random_runs(glance) if self._longest >= _ANYWHERE_FROM else ():
             values.update(self._anywhere(run))
         for value, kind in values.items():
@@ -69,16 +70,15 @@ class SeenSecrets:
         import numpy as np
 
         data = glance.data
-        marks = np.frombuffer(b" " + data.translate(_MARKS) + b"\x02", dtype=np.uint8)[1:]
-        breaks = np.flatnonzero(marks > _DELIMITER)
-        lengths = np.diff(breaks, prepend=-1) - 1
         if not glance.text.isascii():
-            yield from self._not_ascii(glance, breaks)
-        breaks, lengths = breaks[lengths >= self._shortest], lengths[lengths >= self._shortest]
-        if not len(breaks):
+            yield from self._not_ascii(glance)
+        first, last = long_runs(data.translate(_UNBROKEN), self._shortest)
+        if not len(first):
             return
+        lengths = last - first
+        marks = np.frombuffer(b" " + data.translate(_MARKS) + b"\x02", dtype=np.uint8)[1:]
         # Each character of a long stretch, with the stretch's own begin and end.
-        begins, ends = np.repeat(breaks - lengths, lengths), np.repeat(breaks, lengths)
+        begins, ends = np.repeat(first, lengths), np.repeat(last, lengths)
         places = np.arange(len(begins)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + begins
         is_start = (places - begins <= 1) | (marks[places] == _DELIMITER) | (marks[places - 1] == _DELIMITER)
         places, ends = places[is_start], ends[is_start]
@@ -88,27 +88,24 @@ class SeenSecrets:
             stops = stops[inside]
             stops = stops[(stops == ends[inside]) | (marks[stops] == _DELIMITER) | (marks[stops - 1] == _DELIMITER)]
             for window in {data[at - length : at] for at in stops.tolist()} - self._misses:
-                yield from self._looked_up(window)
+                if (known := self._known(window)) is not None:
+                    yield known
+                    continue
+                if len(self._misses) >= _REMEMBERED_MISSES:
+                    self._misses.clear()
+                self._misses.add(window)
 
-    def _looked_up(self, window: bytes) -> Iterator[tuple[str, str]]:
-        known = list(self._known(window))
-        yield from known
-        if not known:
-            if len(self._misses) >= _REMEMBERED_MISSES:
-                self._misses.clear()
-            self._misses.add(window)
-
-    def _not_ascii(self, glance: Glance, breaks: Any) -> Iterator[tuple[str, str]]:
+    def _not_ascii(self, glance: Glance) -> Iterator[tuple[str, str]]:
         """Values with letters beyond ASCII, whole between delimiters; a glance has question marks in their places."""
         import numpy as np
 
+        first, last = long_runs(glance.data.translate(_UNBROKEN), 1)
         places = np.flatnonzero(np.frombuffer(glance.data, dtype=np.uint8) == ord("?"))
-        after = np.unique(np.searchsorted(breaks, places))
-        begins = np.concatenate(([-1], breaks))[after] + 1
-        for begin, end in zip(begins.tolist(), breaks[after].tolist(), strict=True):
+        within = np.unique(np.searchsorted(last, places, side="right"))
+        for begin, end in zip(first[within].tolist(), last[within].tolist(), strict=True):
             for part in _PARTS.split(glance.text[begin:end]):
-                if not part.isascii():
-                    yield from self._known(part.encode("utf-8", "surrogatepass"))
+                if not part.isascii() and (known := self._known(part.encode("utf-8", "surrogatepass"))) is not None:
+                    yield known
 
     def _random_runs(self, glance: Glance) -> set[str]:
         """Runs of key characters around what looks random: there a value may be glued to other letters."""
@@ -125,9 +122,10 @@ class SeenSecrets:
         for length in self._kinds:
             if length >= _ANYWHERE_FROM:
                 for at in range(len(data) - length + 1):
-                    yield from self._known(data[at : at + length])
+                    if (known := self._known(data[at : at + length])) is not None:
+                        yield known
 
-    def _known(self, window: bytes) -> Iterator[tuple[str, str]]:
-        kind = self._kinds.get(len(window), {}).get(hmac.digest(self._key, window, "sha256"))
-        if kind is not None:
-            yield window.decode("utf-8", "replace"), f"seen_{kind}"
+    def _known(self, window: bytes) -> tuple[str, str] | None:
+        kinds = self._kinds.get(len(window))
+        kind = kinds.get(hmac.digest(self._key, window, "sha256")) if kinds else None
+        return (window.decode("utf-8", "replace"), f"seen_{kind}") if kind is not None else None

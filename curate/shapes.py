@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
+from curate.anchors import Anchors
 from curate.glance import Glance
 from curate.randomness import bits
 
@@ -87,6 +89,7 @@ _SHAPES: tuple[tuple[str, str, str, bool], ...] = (
     ("mailgun_key", "key-", r"[0-9a-f]{32}(?![0-9A-Za-z])", False),
     ("digitalocean_token", "doo_v1_ dop_v1_ dor_v1_", r"[0-9a-f]{64}", True),
     ("databricks_token", "dapi", r"[0-9a-f]{32}(?:-\d)?", False),
+    ("session_cookie", "s%3A", rf"{_W}{{20,}}\.[A-Za-z0-9_%+/=-]{{20,}}", False),  # signed, as Express does
     ("linear_token", "lin_api_ lin_oauth_", rf"{_A}{{32,}}", True),
     ("notion_token", "ntn_", rf"{_A}{{40,}}", False),
     ("notion_token", "secret_", rf"{_A}{{43}}(?!{_A})", False),
@@ -133,6 +136,13 @@ _BY_PREFIX = {
     for kind, prefixes, rest, inside in _SHAPES
     for prefix in prefixes.split()
 }
+# Words to look for together have three letters at least.
+_WORDS_OF = {
+    prefix: [(prefix + end).encode() for end in ("0123456789abcdef" if len(prefix) < 3 else ("",))]
+    for prefix in _BY_PREFIX
+}
+_PREFIXES = Anchors(word for words in _WORDS_OF.values() for word in words)
+_MANY_LETTERS = 1_000  # below, looking for each in turn is faster
 # A key that an output's limit cut off: `sk-ant-api03-abcd…`, `ghp_wJ4kQz8LmN...`, or the end of the text.
 _CUT = {
     prefix: re.compile(
@@ -140,19 +150,22 @@ _CUT = {
         r"(?=\.{2,}|…|\\u2026|\Z|\n\n|[ \t]*[\[<(]{1,2}(?:truncated|cut|\.{3}|…|omitted)|\*{3,})"
     )
     for prefix in _BY_PREFIX
+    if not (prefix.isalpha() and prefix.islower())  # words begin so
 }
 _CUT_BITS = 10
 # A key has a digit, or both cases within a word; a dotted name or a ruled line has not.
 _RANDOM = re.compile(r"[0-9]|[a-z][A-Z]")
+_REMEMBERED_RUN = 80  # letters: code repeats its names
 
 # Between the lines of a key: new lines, however often escaped; line numbers and quote marks of a tool's output.
-_BREAK = r"(?:(?:\s|\\+[nrt])++(?:\d{1,6}(?:→|\||:|\t|\\+t)[ \t]*)?+(?:[>|#*] )?+)"
+_BREAK = r"(?:(?:(?:\s|\\+[nrt])++(?:\d{1,6}(?:→|\||:|\t|\\+t)[ \t]*)?+(?:[>|#*] |[+-](?=\s|\\+[nr]))?+)++)"
 _HEADERS = rf"(?:{_BREAK}(?:Proc-Type|DEK-Info|Comment|Version|Hash): [^\r\n\\\"]{{0,80}})*+"
 _PEM_END = r"-----END[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _PEM = re.compile(
     rf"-----BEGIN[A-Z0-9 ]{{0,40}}PRIVATE KEY(?: BLOCK)?-----{_HEADERS}(?:{_BREAK}?+[A-Za-z0-9+/=]{{16,}}+)++"
-    # Its end, or, where the output was cut, at most a last line that shows by its padding that it belongs.
-    rf"(?:(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}})?+{_BREAK}?+{_PEM_END}|(?:{_BREAK}[A-Za-z0-9+/]{{1,75}}={{1,2}})?+)"
+    # Its end behind a short line and a checksum, or, where the output was cut, at most a last line that shows by its
+    # padding that it belongs.
+    rf"(?:(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}}){{0,2}}+{_BREAK}?+{_PEM_END}|(?:{_BREAK}[A-Za-z0-9+/]{{1,75}}={{1,2}})?+)"
 )
 _PEM_END_ONLY = re.compile(_PEM_END)
 _BASE64_LINE = re.compile(r"(?<!\\)[A-Za-z0-9+/=]+")  # not the letter of an escaped new line
@@ -179,11 +192,10 @@ def find_shapes(glance: Glance) -> list[Finding]:
     text = glance.text
     findings: list[Finding] = []
     spots = [text[begin:end] for begin, end, _ in glance.spots if _SHORTEST <= end - begin <= _LONGEST]
-    runs = [run for run in glance.runs if _RANDOM.search(run) and (len(run) <= _LONGEST or not _is_file(run))]
+    runs = [run for run in glance.runs if _is_worth(run)]
     joined = "\n".join((*runs, *spots))
-    for prefix, (kind, pattern, inside) in _BY_PREFIX.items() if joined else ():
-        if prefix not in joined:
-            continue
+    for prefix in _prefixes_in(joined):
+        kind, pattern, inside = _BY_PREFIX[prefix]
         findings += [
             _finding(match.start(), match.end(), kind, text)
             for match in (pattern.finditer(text) if inside else _at_edges(text, prefix, pattern))
@@ -191,7 +203,7 @@ def find_shapes(glance: Glance) -> list[Finding]:
         ]
         findings += [
             _finding(match.start(), match.end(), kind, text)
-            for match in _CUT[prefix].finditer(text)
+            for match in (_CUT[prefix].finditer(text) if prefix in _CUT else ())
             if _is_cut(glance, match) and (inside or _is_edge(text, match.start()))
         ]
     inner = [(kind, pattern) for needle, kind, pattern in _INNER_SHAPES if needle in joined]
@@ -216,6 +228,26 @@ def find_shapes(glance: Glance) -> list[Finding]:
     if any(text[max(0, begin - 3) : begin].count("$") for begin, _, _ in glance.spots):
         findings += [_finding(*match.span(), "password_hash", text) for match in _CRYPTED.finditer(text)]
     return findings
+
+
+def _prefixes_in(joined: str) -> list[str]:
+    """The first letters of shapes that are in a text, in the table's order."""
+    if len(joined) < _MANY_LETTERS:
+        return [prefix for prefix in _BY_PREFIX if prefix in joined]
+    found = _PREFIXES.find(joined.encode("ascii", "replace"))
+    return [prefix for prefix in _BY_PREFIX if any(word in found for word in _WORDS_OF[prefix])]
+
+
+def _is_worth(run: str) -> bool:
+    """Whether a run may be a key."""
+    if len(run) <= _REMEMBERED_RUN:
+        return _is_random(run)
+    return _RANDOM.search(run) is not None and (len(run) <= _LONGEST or not _is_file(run))
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_random(run: str) -> bool:
+    return _RANDOM.search(run) is not None
 
 
 def _is_cut(glance: Glance, match: re.Match[str]) -> bool:

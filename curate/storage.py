@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,19 @@ class StorageTarget:
         self.folder = Path(self._root or "/") if local else None
 
     def state(self) -> PlaceState:
-        """What lies there; the head is the digest of the manifest."""
+        """What lies there; the head is the digest of the manifest.
+
+        Files of this machine are read: a shard that somebody changed is not taken for the one that was published.
+        """
+        with self._reached():
+            state = self._state()
+            if self.folder is None:
+                return state
+            digests = {path: file_sha256(self.folder / path) for path in state.files}
+            files = {path: replace(file, sha256=digests[path]) for path, file in state.files.items()}
+            return replace(state, files=files)
+
+    def _state(self) -> PlaceState:
         with self._reached():
             self._store.invalidate_cache()
             if not self._store.exists(self._root):
@@ -113,7 +126,7 @@ class StorageTarget:
                     if not self._is_there(path, folder / path, state):
                         self._put(folder / path, path)
                     on_file(path, (folder / path).stat().st_size)
-            if self._head(self.state().files) != state.head:
+            if self._head(self._state().files) != state.head:
                 raise PublishRefused(
                     f"somebody else published to {self.name} meanwhile; its manifest is left as it is. Look at what is "
                     "there now, then run the same command again"

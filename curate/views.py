@@ -28,6 +28,8 @@ _INVISIBLE = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|quot|amp|lt|gt|apos|nbsp);")
 _QUOTED_PRINTABLE = re.compile(r"=(?:[0-9A-F]{2}|\r?\n)")
+_QUOTED_SIGNS = re.compile(r"=3D|(?<=[^\s=])=\r?\n(?=\S)")
+_SOFT_BREAK = re.compile(rb"[^\s=]=\r?\n\S")
 _CODE = re.compile(r"\\(?:u00|x[0-7]|/)")
 _APART = "\n\n"  # between stretches that have nothing to do with each other
 _STRETCH = 400  # characters on either side
@@ -119,8 +121,8 @@ def views(glance: Glance) -> Iterator[View | Decoded]:
         yield from _around(text, _CODE, _ESCAPE, _unescape)
     if "&" in text and ("&#" in text or "&quot;" in text or "&amp;" in text or "&lt;" in text):
         yield from _around(text, _ENTITY, _ENTITY, lambda match: html.unescape(match[0]))
-    if "=3D" in text or _has_soft_break(text):
-        yield _view(text, _QUOTED_PRINTABLE, _unquote)
+    if "=3D" in text or _has_soft_break(glance.data):
+        yield from _around(text, _QUOTED_SIGNS, _QUOTED_PRINTABLE, _unquote)
     if "%" in text:
         yield from _around(text, _PERCENT_SIGNS, _PERCENT, _unpercent)
     yield from _streamed(glance)
@@ -135,13 +137,13 @@ def _has_colours(glance: Glance) -> bool:
     return not text.isascii() and any(letter in text for letter in _INVISIBLE)
 
 
-def _has_soft_break(text: str) -> bool:
-    at = text.find("=\n")
-    while at >= 0:
-        if at > 0 and not text[at - 1].isspace() and text[at - 1] != "=" and not text[at + 2 : at + 3].isspace():
-            return True
-        at = text.find("=\n", at + 1)
-    return "=\r\n" in text
+def _has_soft_break(data: bytes) -> bool:
+    """Whether a word goes on behind an equals sign at a line's end."""
+    import numpy as np
+
+    letters = np.frombuffer(data, dtype=np.uint8)
+    ends = ((letters[:-1] == ord("=")) & (letters[1:] <= ord("\r"))).nonzero()[0].tolist()
+    return any(_SOFT_BREAK.match(data, max(0, end - 1)) for end in ends)
 
 
 def _around(

@@ -32,3 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: side by side, the longest one would otherwise be alone at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("engine")}
+    items.sort(key=lambda item: item.path not in long)

@@ -27,8 +27,8 @@ def parted(text: str) -> tuple[dict, str]:
     return yaml.safe_load(front), body
 
 
-def built(sessions, out: Path, recipe: Recipe | None = None) -> tuple[dict, str]:
-    make(sessions, out, recipe=recipe or Recipe(statistics=NO_PLOTS))
+def built(sessions, out: Path, recipe: Recipe | None = None, *, plots: bool = False) -> tuple[dict, str]:
+    make(sessions, out, recipe=recipe, plots=plots)
     return parted((out / "README.md").read_text())
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
         card="## Why\n\nBecause we can.\n",
     )
     sessions = [text_session(f"s{n}", turns=n + 1) for n in range(4)]
-    front, body = built(sessions, out, recipe)
+    front, body = built(sessions, out, recipe, plots=True)
     return out, front, body
 
 
@@ -95,7 +95,7 @@ def test_pictures_stand_in_the_card_and_link_to_their_drawing(made: tuple[Path, 
 
 
 def test_a_card_without_pictures_leaves_none_behind(tmp_path: Path) -> None:
-    make([text_session()], tmp_path / "d")
+    make([text_session()], tmp_path / "d", plots=True)
     assert list((tmp_path / "d" / "plots").iterdir())
     manifest = read_manifest(tmp_path / "d")
     papers = write_papers(tmp_path / "d", replace(manifest, recipe=Recipe(statistics=NO_PLOTS)))
@@ -195,7 +195,7 @@ def test_every_split_with_rows_is_a_split_of_its_config(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "d"
-    make([text_session(f"s{n}") for n in range(3)], out, recipe=Recipe(statistics=NO_PLOTS))
+    make([text_session(f"s{n}") for n in range(3)], out)
     return out
 
 

@@ -188,6 +188,19 @@ def test_nothing_is_written_through_a_link_in_a_folder(dataset: Path, tmp_path: 
     assert sorted((tmp_path / "elsewhere").rglob("*")) == before
 
 
+def test_a_file_that_somebody_changed_in_a_folder_is_sent_again(dataset: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    assert publish(dataset, place).exit_code == 0
+    path = next((place / "data/requests").iterdir())
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    ran = publish(dataset, place)
+    assert ran.exit_code == 0
+    assert "sent 1 file " in ran.stderr
+    assert path.read_bytes() == data
+    assert "already published" in publish(dataset, place).stderr
+
+
 @pytest.mark.parametrize("place", ["", "nosuch://x/y", "\0", "/dev/null/x"])
 def test_a_place_that_is_none_is_said(dataset: Path, place: str) -> None:
     ran = publish(dataset, place)
@@ -263,6 +276,14 @@ def test_a_manifest_names_files_of_its_folder_alone(dataset: Path, path: str) ->
     rewritten(dataset, lambda manifest: manifest["papers"][0].update(path=path))
     with pytest.raises(DatasetFault, match="no file of a dataset"):
         read_manifest(dataset)
+
+
+def test_what_a_file_of_others_says_is_no_order_to_the_terminal(dataset: Path) -> None:
+    rewritten(dataset, lambda manifest: manifest.update(tier="\x1b]0;owned\x07"))
+    ran = run("stats", dataset)
+    assert ran.exit_code == 2
+    assert "owned" in ran.stderr
+    assert "\x1b" not in ran.stderr
 
 
 def test_a_split_is_no_path(dataset: Path) -> None:

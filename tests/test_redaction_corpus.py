@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 
 from curate.corpus import held_out_kinds, tuned_kinds
 from curate.corpus.cases import Case, cases, contexts, drawn, families, harmless
+from curate.corpus.decidable import decidable
 from curate.corpus.judge import STRETCH, survivor
 from curate.corpus.kind import ALPHABETS, Kind, Planted, Value, shape, some
 
 SEED = 3  # not the shipped one
+UUID_TEXT = "0b9e7c52-6a1d-4f38-9c45-d27e81a3b6f0"
 KINDS = [kind for family, _ in families() for kind in family.kinds]
 KIND = {kind.name: kind for kind in KINDS}
 
@@ -169,6 +171,35 @@ def test_cases_depend_on_their_names_and_the_seed_alone() -> None:
     assert not set(first) & {case.text for case in cases(SEED + 1, each=1)}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text", "expected"),
+    [
+        ("railway", UUID_TEXT, "Use {} for Railway and run the import again.", False),
+        ("railway", UUID_TEXT, "Use the token {} for Railway.", True),
+        ("railway", UUID_TEXT, "RAILWAY_TOKEN={}", True),
+        ("railway", UUID_TEXT, "The call answers 401 with {}.", True),
+        ("hex-40", "3f" * 20, "can you try with `{}` instead", False),
+        ("hex-40", "3F" * 20, "can you try with `{}` instead", True),  # neither a digest nor a commit is in capitals
+        ("github-classic", "ghp_" + "aB3" * 12, "can you try with `{}` instead", True),
+        ("four-words", "amber-lemon-river-zebra", "Use {} instead.", False),
+        ("four-words", "amber-lemon-river-zebra", "mysql -u app -p{} shop", True),
+        ("four-words", "amber-lemon-river-zebra", "wifi pw: {}", True),
+    ],
+)
+def test_undecidable_is_what_neither_value_nor_text_tells(name: str, value: str, text: str, expected: bool) -> None:
+    planted = Planted(kind=KIND[name], variable=KIND[name].variables[0], value=Value(text=value, secrets=(value,)))
+    assert decidable(text.format(value), planted) is expected
+    encoded = base64.b64encode(text.format(value).encode()).decode()
+    assert decidable(encoded, planted) is expected, "encoding takes no word away"
+
+
+def test_undecidable_cases_are_few_and_only_of_values_that_say_nothing(corpus: list[Case]) -> None:
+    undecidable = [case for case in corpus if not case.decidable]
+    assert 0 < len(undecidable) < len(corpus) / 100
+    assert {case.kind.form for case in undecidable} <= {"token", "password"}
+    assert not any(case.kind.variables[0] in case.text for case in undecidable), "a name was there"
+
+
 def test_look_alikes_hold_what_must_stay() -> None:
     classes = Counter(name for name, text, keep in harmless(SEED, each=20) if keep and keep in text)
     assert len(classes) >= 15
@@ -192,6 +223,11 @@ def streamed(text: str) -> str:
     )
 
 
+def drawn_table(text: str) -> str:
+    rows = [f"│ {'' if at else 'KEY':<3} │ {text[at : at + 9]:<9} │ x │" for at in range(0, len(text), 9)]
+    return "\n".join(["┌─────┬───────────┬───┐", *rows, "└─────┴───────────┴───┘"])
+
+
 ENCODINGS: dict[str, Callable[[str], str]] = {
     "plain": lambda text: f"and so {text} it goes",
     "base64": lambda text: base64.b64encode(f"a={text}\n".encode()).decode(),
@@ -212,6 +248,7 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
     "line numbers": numbered,
     "literals": lambda text: " + ".join(f'"{text[at : at + 5]}"' for at in range(0, len(text), 5)),
     "stream": streamed,
+    "drawn table": drawn_table,
 }
 SECRETS = st.text(alphabet=ALPHABETS["a"], min_size=16, max_size=60)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from curate.measured import MeasuredRedaction, Rate
     from curate.recipe import RedactionPolicy
 
-DEFAULT_SEED = 20261120
+DEFAULT_SEED = 20261206
 
 
 @click.command("measure-redaction", epilog="\b\nExample: agentdyno curate measure-redaction --clean my-repository")
@@ -176,6 +176,8 @@ def _print_cells(console: Console, measured: MeasuredRedaction) -> None:
     console.print(f"Held-out kinds in tuned contexts: {_percent(measured.unseen_kinds)}")
     console.print(f"Tuned kinds in held-out contexts: {_percent(measured.unseen_contexts)}")
     console.print(f"Tuned kinds in tuned contexts: {_percent(measured.tuned)}")
+    console.print(f"Secrets that no reader could tell, in none of the above: {_percent(measured.undecidable)}")
+    console.print(f"  the first share with those of its cell: {_percent(measured.unseen_with_undecidable)}")
     console.print(
         "The first interval takes cases for independent; the second allows for cases of one family or context that "
         "fail together.\nNeither covers how far the corpus is from what people really leave in their sessions."

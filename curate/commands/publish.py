@@ -305,7 +305,7 @@ def _finish(published: Published, made: Plan, *, as_json: bool) -> None:
         click.echo(
             f"sent {count(published.sent_files, 'file')} ({published.sent_bytes:,} bytes), removed "
             f"{published.removed_files}; fetched {published.fetched_files} again and compared "
-            f"{published.compared_files} by the place's digests: all equal the manifest",
+            f"{published.compared_files} with what the place lists: all equal the manifest",
             err=True,
         )
     click.echo(f"tag {published.tag}, state {published.head}", err=True)

@@ -16,11 +16,12 @@ def faults() -> Iterator[None]:
     from capture.store import StoreError
     from curate.manifest import DatasetFault
     from curate.tokens import EncodingUnavailable
+    from curate.words import printable
 
     try:
         yield
     except (DatasetFault, StoreError) as fault:
-        raise click.UsageError(str(fault)) from fault
+        raise click.UsageError(printable(str(fault))) from fault  # it may quote a file of somebody else's
     except EncodingUnavailable as fault:
         raise EnvironmentFault(str(fault)) from fault
     except BrokenPipeError:

@@ -8,9 +8,19 @@ of Kingfisher (Apache-2.0) and Betterleaks (MIT); words and programs are our own
 as the keys of one group of providers. A family is tuned or held out as a whole, so that no kind is found because its
 sibling was looked at. Contexts are split one by one. `tuned_kinds`, `tuned_contexts` and `tuned_lookalikes` may be read
 by whoever writes rules; `held_out_kinds`, `held_out_contexts` and `held_out_lookalikes` may not. Half of both are held
-out, and the hard ones are among them on purpose: passwords that people make up, 40-character AWS secrets, signatures
-of signed URLs, webhooks, UUIDs and bare hex as keys; base64, colour codes, JSON inside JSON, prose, wrapped and
-truncated terminals. The split was fixed before the first measurement.
+out, and the hard ones are among them on purpose: passwords that people make by a pattern or in another language,
+recovery codes, 40-character AWS secrets, signatures of signed URLs, webhooks, bare hex as keys; base64, colour codes,
+JSON inside JSON, plain sentences, cells that go on in the next line, and truncated terminals.
+
+**Versions.** Version 1 fixed the split before the first measurement. Version 2 moved what was found worst, for the
+rules to be tuned on: the families "passwords of people", "UUIDs as keys" and "wallets, licences, second factors", and
+the contexts "prose", "chat paste", "commit message", "wrapped terminal" and "Java properties". Four new families and
+fourteen new contexts took their place, written without looking at any rule and fixed before they were measured. They
+are harder than what they replace: shares of the two versions do not compare.
+
+**What nobody could know.** A bare UUID, lower-case hex or word where no word of the text says what it is may as well be
+an order's number or a digest. `curate.corpus.decidable` asks this of the text alone, before redaction; such cases are
+in no cell and are told apart, with their number and share, and so is what the headline would be with them.
 
 **The protocol.** Rules are written without reading the held-out files and without seeing which of their cases were
 missed: whoever writes rules gets totals of the held-out cells only. A release draws a new seed. Whoever tunes a rule on
@@ -22,4 +32,4 @@ the scanner's list (betterleaks 2.0, which redaction runs): they are not tuned b
 either. The share of kinds without any such rule is told apart: it is the hardest number.
 """
 
-VERSION = "1"
+VERSION = "2"

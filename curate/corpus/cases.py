@@ -16,6 +16,7 @@ from curate.corpus import (
     tuned_lookalikes,
 )
 from curate.corpus.context import Context
+from curate.corpus.decidable import decidable
 from curate.corpus.kind import Family, Kind, Planted
 
 
@@ -30,6 +31,7 @@ class Case:
     context_held_out: bool
     text: str
     secrets: tuple[str, ...]
+    decidable: bool  # a reader could know; the others are counted apart
 
 
 def families() -> Iterator[tuple[Family, bool]]:
@@ -70,12 +72,14 @@ def cases(seed: int, *, each: int = 2) -> Iterator[Case]:
                 for number in range(each):
                     draw = drawn(seed, family.name, kind.name, context.name, number)
                     planted = Planted(kind=kind, variable=draw.choice(kind.variables), value=kind.draw(draw))
+                    text = context.build(planted, draw)
                     yield Case(
                         family=family.name,
                         kind=kind,
                         context=context.name,
                         kind_held_out=kind_held_out,
                         context_held_out=context_held_out,
-                        text=context.build(planted, draw),
+                        text=text,
                         secrets=planted.value.secrets,
+                        decidable=decidable(text, planted),
                     )

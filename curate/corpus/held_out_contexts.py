@@ -14,13 +14,13 @@ from curate.corpus.context import (
     DONE,
     ONE_LINE,
     ONE_WORD,
-    PLAIN_LINES,
     Context,
     among,
     context,
     quoted,
     settings,
 )
+from curate.corpus.held_out_formats import FORMATS
 from curate.corpus.kind import Planted
 
 RED, PURPLE, GREEN, CYAN, BOLD, END = (
@@ -77,37 +77,6 @@ def base64_config(planted: Planted, draw: Random) -> str:
         encoded = "\n".join(encoded[at : at + 76] for at in range(0, len(encoded), 76))
         return f"$ base64 config/app.env\n{encoded}\n$ echo done"
     return f'{{"name": "app.env", "encoding": "base64", "content": "{encoded}", "size": {len(encoded)}}}'
-
-
-@context("prose", ANY)
-def prose(planted: Planted, draw: Random) -> str:
-    service, text = planted.kind.service, planted.text
-    if planted.kind.form == "block":
-        return f"This is the {service} key we sign with, put it on the box please:\n\n{text}\n\nThen restart nginx."
-    if planted.kind.form == "password":
-        return draw.choice(
-            [
-                f"You can log in to {service} as admin, the password is {text} and it never expires.",
-                f"ok so the {service} pw: {text} , try again please",
-                f"I changed the password of the {service} account to {text}. Please update the tests.",
-                f"Log in with admin / {text} and tell me what you see.",
-            ]
-        )
-    if planted.kind.form == "phrase":
-        return f"My {service} {planted.snake.replace('_', ' ')} is {text} - do not write it to a file."
-    noun = draw.choice(["link", "URL"] if planted.kind.form == "url" else ["key", "token", "secret"])
-    return draw.choice(
-        [
-            f"Use this {noun} for {service}: {text} and run the import again.",
-            f"The {service} {noun} is {text}, please don't commit it.",
-            f"ok I made a new {noun}, {text} - the old one still works until Friday",
-            f"Is {text} still valid? The call to {service} says 401 since this morning.",
-            f"the {noun} in CI should be {text}, no idea why it was rotated",
-            f"Use {text} for {service} and run the import again.",
-            f"I pasted it here so that you can test: {text}. The old one still works until Friday.",
-            f"can you try with `{text}` instead",
-        ]
-    )
 
 
 @context("YAML, value on the next line", ONE_LINE)
@@ -180,18 +149,6 @@ def traceback(planted: Planted, draw: Random) -> str:
     )
 
 
-@context("wrapped terminal", frozenset({"token", "url", "connection"}))
-def wrapped(planted: Planted, draw: Random) -> str:
-    """A command line longer than the terminal is wide, copied with the line ends of the screen."""
-    line = (
-        f"$ {draw.choice(['run', 'deploy', 'start'])} --quiet --{planted.kebab}={planted.text} --region eu-west-1 --yes"
-    )
-    secret = planted.value.secrets[0]
-    width = line.index(secret) + draw.randint(4, max(5, min(40, len(secret) - 4)))
-    rows = [line[start : start + width] for start in range(0, len(line), width)]
-    return "\n".join([draw.choice(PLAIN_LINES), *rows, draw.choice(DONE)])
-
-
 @context("cut off", frozenset({"token", "url", "connection", "block"}))
 def cut_off(planted: Planted, draw: Random) -> str:
     """The output ends inside the secret; what is seen of it is 60 to 90 %, and no less than 16 characters."""
@@ -217,18 +174,6 @@ def html_page(planted: Planted, draw: Random) -> str:
             f'<meta name="{planted.kebab}" content="{text}">\n<title>Shop</title>',
         ]
     )
-
-
-@context("commit message", ONE_LINE)
-def commit_message(planted: Planted, draw: Random) -> str:
-    said = draw.choice(
-        [
-            f"Set {planted.variable} to {planted.text} on staging",
-            f"Rotate the {planted.kind.service} key\n\n    The old one ({planted.text}) was in the image.",
-            f"fix: hardcode {planted.snake} {planted.text} until the vault is back",
-        ]
-    )
-    return f"commit 5d1e0b7\nAuthor: dev\nDate:   Fri Nov 20 10:11:12 2026\n\n    {said}\n"
 
 
 @context("CI log with masked neighbours", ONE_LINE)
@@ -263,18 +208,6 @@ def xml(planted: Planted, draw: Random) -> str:
             f'<string name="{planted.snake}">{text}</string>',
         ]
     )
-
-
-@context("Java properties", ONE_LINE)
-def properties(planted: Planted, draw: Random) -> str:
-    text = planted.text.replace("\\", "\\\\")
-    sign = draw.choice(["=", " = ", ":"])
-    text = (
-        text.replace(":", "\\:").replace("=", "\\=").replace("#", "\\#").replace("!", "\\!")
-        if draw.random() < 0.5
-        else text
-    )
-    return "\n".join(["server.port=8080", f"app.{planted.dotted}{sign}{text}", "spring.jpa.show-sql=false"])
 
 
 @context("shell history", ONE_WORD)
@@ -316,25 +249,6 @@ def process_list(planted: Planted, draw: Random) -> str:
     )
 
 
-@context("chat paste", ANY)
-def chat_paste(planted: Planted, draw: Random) -> str:
-    service, text = planted.kind.service, planted.text
-    if planted.kind.form == "password":
-        return draw.choice(
-            [
-                f"creds for {service}:\n\nuser: admin\npassword\n{text}\n\nthanks",
-                f"{service} login\nops@example.com\npw {text}",
-            ]
-        )
-    return draw.choice(
-        [
-            f"here you go\n\n{text}\n\nthat's for {service}, let me know when it works",
-            f"{service}:\n```\n{text}\n```\nplease add it to the pipeline",
-            f"{planted.variable}\n{text}\n\nwhy does the deploy still fail?",
-        ]
-    )
-
-
 @context("streamed deltas", ANY)
 def streamed(planted: Planted, draw: Random) -> str:
     """A file written by a tool call, its JSON argument streamed in pieces, one event per line."""
@@ -362,18 +276,7 @@ def streamed(planted: Planted, draw: Random) -> str:
 
 
 CONTEXTS: tuple[Context, ...] = (
-    *(json_in_json, coloured_grep, base64_config, prose, yaml_next_line, url_query, python_repr, table_cell, traceback),
-    *(
-        wrapped,
-        cut_off,
-        html_page,
-        commit_message,
-        ci_log,
-        xml,
-        properties,
-        history,
-        process_list,
-        chat_paste,
-        streamed,
-    ),
+    *(json_in_json, coloured_grep, base64_config, yaml_next_line, url_query, python_repr, table_cell, traceback),
+    *(cut_off, html_page, ci_log, xml, history, process_list, streamed),
+    *FORMATS,
 )

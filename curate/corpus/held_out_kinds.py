@@ -3,83 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
+import textwrap
+from collections.abc import Callable
 from random import Random
 from urllib.parse import quote
 
-from curate.corpus.kind import Family, Value, drawn_kind, some, token
-
-WORD_LIST = (
-    "amber anchor apple arrow autumn badge bamboo banner barrel basket beacon bishop bottle breeze bridge bronze "
-    "butter cactus camera candle canyon carbon castle cherry cinema circle cobalt coffee copper cotton cradle crayon "
-    "dancer desert dinner donkey dragon eagle ember engine falcon father finger flower forest fossil galaxy garden "
-    "ginger glacier guitar hammer harbor hazard helmet hockey honey hunter island jacket jaguar jungle kernel kitten "
-    "ladder lagoon lemon lizard magnet maple marble meadow mirror monkey morning mother nature needle ocean orange "
-    "orchid oyster paddle panda pepper picnic pilot planet pocket prairie puzzle rabbit ribbon river rocket saddle "
-    "salmon school shadow silver sister socket spider spirit spring summer sunset temple thunder tiger timber tomato "
-    "tunnel turtle valley velvet violet walnut window winter wizard yellow zebra zipper"
-)
-WORDS = WORD_LIST.split()
-SEED_WORD_LIST = (
-    "abandon ability absorb access acid adapt afford agent alarm album alert amateur anchor ancient angle apology "
-    "arctic argue armor artist atom auction avocado badge bamboo banana barely bean beauty benefit bicycle blossom "
-    "bounce brave bulb cabin cactus canvas carpet casual cereal chronic clarify climb coconut concert cradle cruise "
-    "curtain decade deliver dignity dinosaur dolphin dragon eagle ecology elegant embrace enlist episode essay evolve "
-    "exile fabric faculty fatigue fetch flavor fossil fragile gadget garlic gesture giraffe glimpse goddess gravity "
-    "harvest hazard hobby humble hybrid icon illegal impact inhale jaguar jewel kangaroo kidney ladder lecture liberty "
-    "lunar magnet marble mimic mobile mushroom narrow neglect nuclear oblige obscure olympic orphan oyster parade "
-    "pelican pioneer polar pudding quantum radar rebel ribbon saddle scissors sibling slender stadium tattoo toddler "
-    "trophy umbrella utility vacant velvet vintage walnut wisdom zebra"
-)
-SEED_WORDS = SEED_WORD_LIST.split()
-LEET = str.maketrans("aeios", "@310$")
-
-
-def chosen_word(random: Random) -> str:
-    return random.choice(WORDS)
-
-
-def season_password(random: Random) -> Value:
-    """A capitalised word, a year or number, a mark."""
-    text = chosen_word(random).capitalize() + random.choice(["2024", "2025", "2026", str(random.randint(10, 9999))])
-    return whole(text + random.choice(["!", "!!", "#", "$", "?", "@1", "*"]))
-
-
-def leet_password(random: Random) -> Value:
-    text = (chosen_word(random).capitalize() + chosen_word(random)).translate(LEET)
-    return whole(text + random.choice(["", "!", "99", "_7", "&3"]))
-
-
-def joined_password(random: Random) -> Value:
-    mark = random.choice("-._")
-    return whole(mark.join(chosen_word(random) for _ in range(4)))
-
-
-def mixed_password(random: Random) -> Value:
-    """What a password manager makes when it may use marks; none that a URL or a shell would need quoted."""
-    return whole(
-        "".join(
-            random.choices(
-                "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789!#%*+=?@^_~", k=random.randint(12, 20)
-            )
-        )
-    )
-
-
-def plain_password(random: Random) -> Value:
-    """A word with digits and nothing else."""
-    return whole(chosen_word(random) + str(random.randint(100, 99999)))
-
-
-def whole(text: str) -> Value:
-    return Value(text=text, secrets=(text,))
-
-
-def seed_phrase(random: Random) -> Value:
-    return whole(" ".join(random.choices(SEED_WORDS, k=random.choice([12, 24]))))
-
-
-def licence_key(random: Random) -> Value:
-    return whole("-".join(some(random, "u", 5) for _ in range(5)))
+from curate.corpus.kind import Family, Value, drawn_kind, some, token, whole
+from curate.corpus.words import chosen_word
 
 
 def basic_header(random: Random) -> Value:
@@ -90,7 +21,9 @@ def basic_header(random: Random) -> Value:
 
 
 def user_in_url(random: Random) -> Value:
-    password = mixed_password(random).text
+    password = "".join(
+        random.choices("bcdfghjkmnpqrstvwxyzBCDFGHJKMNPQRSTVWXYZ23456789-_.:/&+", k=random.randint(13, 21))
+    )
     text = f"https://{chosen_word(random)}:{quote(password, safe='')}@nexus.example.org/repository/pypi/simple"
     return Value(text=text, secrets=(quote(password, safe=""), password))
 
@@ -124,8 +57,81 @@ def gcs_signed(random: Random) -> Value:
     return Value(text=text, secrets=(signature,))
 
 
-def wireguard_key(random: Random) -> Value:
-    return whole(base64.b64encode(random.randbytes(32)).decode())
+def keyboard_walk(random: Random) -> Value:
+    """Neighbouring keys, as people type where a mark, a digit and a capital are asked for."""
+    column = random.choice(["1qaz", "2wsx", "3edc", "4rfv", "zaq1", "xsw2"])
+    row = random.choice(["qwert", "asdfg", "yxcvb", "poiuz", "lkjhg", "qweasd"])
+    return whole(random.choice([column + column.upper(), row.capitalize() + column]) + random.choice("!§$%#") + row[:3])
+
+
+def firm_password(random: Random) -> Value:
+    """The firm, the quarter, a mark."""
+    firm = random.choice(["Acme", "Northwind", "Contoso", "Initech", "Globex", "Umbrella", "Hooli", "Stark"])
+    when = random.choice([f"Q{random.randint(1, 4)}", random.choice(["Jan", "Mar", "Jul", "Sept", "Nov"]) + "."])
+    return whole(f"{firm}{random.choice('-_@/')}{when}{random.choice('-_')}{random.randint(2023, 2027)}")
+
+
+def foreign_password(random: Random) -> Value:
+    """A word of another language and a number."""
+    words = "Schmetterling Kaffeetasse Feuerwehr mariposa girasol cuchara papillon parapluie ordinateur farfalla"
+    word = random.choice([*words.split(), "Müllabfuhr", "Grüßgott", "señorita", "garçonnet"])
+    return whole(word + random.choice(["", ".", "-", "*"]) + str(random.randint(10, 99999)))
+
+
+def first_letters(random: Random) -> Value:
+    """The first letters of a sentence, with its numbers and marks."""
+    letters = "".join(random.choices("abdefghilmnoprstw", k=random.randint(6, 9)))
+    return whole(letters[:1].upper() + letters[1:4] + random.choice("24&@") + letters[4:] + random.choice("!?.,") + "1")
+
+
+def name_and_date(random: Random) -> Value:
+    name = random.choice(["lena", "mohamed", "sofia", "jonas", "priya", "chen", "anna", "carlos", "fatima", "erik"])
+    return whole(f"{name}{random.randint(1, 28):02d}{random.randint(1, 12):02d}{random.randint(1960, 2019)}")
+
+
+def pronounceable(random: Random) -> Value:
+    """What a tool makes that wants to be read over the telephone."""
+
+    def syllables(count: int) -> str:
+        return "".join(random.choice("bdfgklmnprstvz") + random.choice("aeiou") for _ in range(count))
+
+    return whole(f"{syllables(3)}-{syllables(3)}-{random.randint(10, 99)}")
+
+
+def groups(alphabet: str, size: int, count: int, mark: str = "-") -> Callable[[Random], Value]:
+    """Groups of characters with a mark between them, as people copy them from a screen or paper."""
+    return lambda random: whole(mark.join(some(random, alphabet, size) for _ in range(count)))
+
+
+def emergency_key(random: Random) -> Value:
+    """A password manager's: two groups of six and five of five, of letters that are told apart easily."""
+    letters = "ABCDEFGHJKLMNPQRSTVWXYZ23456789"
+    sizes = (6, 6, 5, 5, 5, 5)
+    return whole("-".join(["A3", *("".join(random.choices(letters, k=size)) for size in sizes)]))
+
+
+def web_key(random: Random) -> Value:
+    """A private JSON Web Key on one line; `d` is the secret."""
+    secret = some(random, "w", 43)
+    key = {"kty": "EC", "crv": "P-256", "x": some(random, "w", 43), "y": some(random, "w", 43), "d": secret}
+    return Value(text=json.dumps(key, separators=(",", ":")), secrets=(secret,))
+
+
+def putty_key(random: Random) -> Value:
+    body = textwrap.wrap(base64.b64encode(random.randbytes(300)).decode(), 64)
+    public = textwrap.wrap(base64.b64encode(b"\x00\x00\x00\x07ssh-rsa" + random.randbytes(130)).decode(), 64)
+    lines = ["PuTTY-User-Key-File-3: ssh-rsa", "Encryption: none", "Comment: deploy", f"Public-Lines: {len(public)}"]
+    lines += [*public, f"Private-Lines: {len(body)}", *body, f"Private-MAC: {some(random, 'x', 64)}"]
+    return Value(text="\n".join(lines), secrets=tuple(line for line in body if len(line) >= 12))
+
+
+def fernet_key(random: Random) -> Value:
+    return whole(base64.urlsafe_b64encode(random.randbytes(32)).decode())
+
+
+def byte_pairs(random: Random) -> Value:
+    """A key as a device shows it: bytes in hex with colons."""
+    return whole(":".join(some(random, "X", 2) for _ in range(32)))
 
 
 AWS = Family(
@@ -266,19 +272,6 @@ BOTS = Family(
     ),
 )
 
-PASSWORDS = Family(
-    name="passwords of people",
-    kinds=(
-        drawn_kind("word-year", "admin", "DB_PASSWORD ADMIN_PASSWORD", season_password, rule=False, form="password"),
-        drawn_kind("leet", "root", "ROOT_PASSWORD PASSWORD", leet_password, rule=False, form="password"),
-        drawn_kind("four-words", "wifi", "WIFI_PASSWORD PASSPHRASE", joined_password, rule=False, form="password"),
-        drawn_kind(
-            "manager-made", "LDAP", "LDAP_BIND_PASSWORD SMTP_PASSWORD", mixed_password, rule=False, form="password"
-        ),
-        drawn_kind("word-digits", "staging", "DB_PASS MYSQL_PWD", plain_password, rule=False, form="password"),
-    ),
-)
-
 BASIC_AUTH = Family(
     name="basic authentication",
     kinds=(
@@ -357,31 +350,73 @@ PLATFORMS = Family(
     ),
 )
 
-UUID_KEYS = Family(
-    name="UUIDs as keys",
+PATTERNS = Family(
+    name="passwords by pattern",
     kinds=(
-        token("heroku", "Heroku", "HEROKU_API_KEY", "{uuid}", rule=True),
-        token("railway", "Railway", "RAILWAY_TOKEN", "{uuid}", rule=False),
-        token("consul", "Consul", "CONSUL_HTTP_TOKEN", "{uuid}", rule=False),
-        token("scaleway", "Scaleway", "SCW_SECRET_KEY", "{uuid}", rule=True),
-        token("generic", "partner API", "PARTNER_API_KEY X_API_KEY", "{uuid}", rule=False),
+        drawn_kind("keyboard-walk", "VPN", "VPN_PASSWORD RADIUS_PASSWORD", keyboard_walk, rule=False, form="password"),
+        drawn_kind("firm-quarter", "Jenkins", "JENKINS_PASS SVC_PASSWORD", firm_password, rule=False, form="password"),
+        drawn_kind(
+            "foreign-word", "router", "ROUTER_PASSWD FTP_PASSWORD", foreign_password, rule=False, form="password"
+        ),
+        drawn_kind("first-letters", "Oracle", "ORACLE_PWD SYS_PASSWORD", first_letters, rule=False, form="password"),
+        drawn_kind("name-date", "Samba", "SMB_PASSWORD NAS_PASS", name_and_date, rule=False, form="password"),
+        drawn_kind("pronounceable", "IPMI", "IPMI_PASSWORD BMC_PASSWORD", pronounceable, rule=False, form="password"),
     ),
 )
 
-OFFLINE = Family(
-    name="wallets, licences, second factors",
+RECOVERY = Family(
+    name="recovery codes",
     kinds=(
-        drawn_kind("seed-phrase", "wallet", "MNEMONIC WALLET_SEED_PHRASE", seed_phrase, rule=False, form="phrase"),
-        token("ethereum", "wallet", "PRIVATE_KEY DEPLOYER_PRIVATE_KEY", "0x{x:64}", rule=False),
-        drawn_kind("licence", "JetBrains", "LICENSE_KEY PRODUCT_KEY", licence_key, rule=False, form="token"),
-        token("totp", "2FA", "TOTP_SECRET MFA_SEED", "{5:32}", rule=False),
-        token("otp-uri", "2FA", "OTP_URI", "otpauth://totp/Acme:ops?secret={5:32}&issuer=Acme", rule=False, form="url"),
-        drawn_kind("wireguard", "WireGuard", "WG_PRIVATE_KEY", wireguard_key, rule=False, form="token"),
-        token("age", "age", "SOPS_AGE_KEY", "AGE-SECRET-KEY-1{u:58}", rule=True),
+        drawn_kind("disk", "BitLocker", "BITLOCKER_RECOVERY_KEY", groups("d", 6, 8), rule=False, form="token"),
+        drawn_kind("file-vault", "FileVault", "FILEVAULT_RECOVERY_KEY", groups("u", 4, 6), rule=False, form="token"),
+        drawn_kind("emergency", "1Password", "OP_SECRET_KEY", emergency_key, rule=True, form="token"),
+        drawn_kind("app-password", "Apple", "APPLE_APP_SPECIFIC_PASSWORD", groups("s", 4, 4), rule=False, form="token"),
+        drawn_kind("mail-app", "Gmail", "GMAIL_APP_PASSWORD", groups("s", 4, 4, " "), rule=False, form="phrase"),
+        drawn_kind("backup", "GitHub", "BACKUP_CODE RECOVERY_CODE", groups("x", 5, 2), rule=False, form="token"),
+        drawn_kind(
+            "chat-backup", "WhatsApp", "BACKUP_ENCRYPTION_KEY", groups("l", 4, 16, " "), rule=False, form="phrase"
+        ),
+    ),
+)
+
+WORK_TOOLS = Family(
+    name="work tools",
+    kinds=(
+        token("linear", "Linear", "LINEAR_API_KEY", "lin_api_{a:40}", rule=True),
+        token("asana", "Asana", "ASANA_TOKEN", "2/[d:16]/[d:16]:{x:32}", rule=False),
+        token("airtable", "Airtable", "AIRTABLE_TOKEN", "pat{a:14}.{x:64}", rule=True),
+        token("algolia", "Algolia", "ALGOLIA_ADMIN_KEY", "{x:32}", rule=True),
+        token("okta", "Okta", "OKTA_API_TOKEN SSWS_TOKEN", "00{w:40}", rule=True),
+        token("auth0", "Auth0", "AUTH0_CLIENT_SECRET", "{w:64}", rule=True),
+        token("travis", "Travis", "TRAVIS_TOKEN", "{w:22}", rule=True),
+        token("jenkins", "Jenkins", "JENKINS_API_TOKEN", "11{x:32}", rule=False),
+        token("trello", "Trello", "TRELLO_TOKEN", "ATTA{x:72}", rule=True),
+        token("zendesk", "Zendesk", "ZENDESK_API_TOKEN", "{a:40}", rule=True),
+        token(
+            "calendar",
+            "calendar",
+            "CALENDAR_URL ICS_URL",
+            "https://calendar.example.com/private-{x:32}/basic.ics",
+            rule=False,
+            form="url",
+        ),
+        token("zoom", "Zoom", "MEETING_URL", "https://us02web.zoom.us/j/[d:11]?pwd={w:32}.1", rule=False, form="url"),
+    ),
+)
+
+AT_REST = Family(
+    name="keys at rest",
+    kinds=(
+        drawn_kind("fernet", "Airflow", "FERNET_KEY", fernet_key, rule=False, form="token"),
+        drawn_kind("web-key", "OIDC", "SIGNING_JWK", web_key, rule=False, form="connection"),
+        drawn_kind("putty", "deploy", "PPK_KEY", putty_key, rule=True, form="block"),
+        drawn_kind("byte-pairs", "LoRaWAN", "APP_SESSION_KEY NETWORK_KEY", byte_pairs, rule=False, form="token"),
+        token("signal-hmac", "webhook", "HMAC_SECRET COOKIE_SECRET", "{b:44}", rule=False),
+        token("ansible", "Ansible", "ANSIBLE_VAULT_PASSWORD", "{l:32}", rule=False),
     ),
 )
 
 FAMILIES = (
-    *(AWS, AZURE, SIGNED_URLS, WEBHOOKS, BOTS, PASSWORDS, BASIC_AUTH),
-    *(MODELS, OBSERVABILITY, REGISTRIES, PLATFORMS, UUID_KEYS, OFFLINE),
+    *(AWS, AZURE, SIGNED_URLS, WEBHOOKS, BOTS, BASIC_AUTH, MODELS, OBSERVABILITY, REGISTRIES, PLATFORMS),
+    *(PATTERNS, RECOVERY, WORK_TOOLS, AT_REST),  # new in version 2
 )

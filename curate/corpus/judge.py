@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from urllib.parse import unquote
 
 STRETCH = 12
@@ -33,6 +34,7 @@ HEX_RUN = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
 PIECE = re.compile(
     r'"(?:text|partial_json|arguments|content|delta|data|thinking|value)"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL
 )
+TABLE_LINE = re.compile(r"^[ \t]*([│|┃].*[│|┃])[ \t]*$", re.MULTILINE)
 BETWEEN_LITERALS = re.compile(r"""["'`]\s*[+,.\\]?\s*["'`]""")
 
 
@@ -67,6 +69,13 @@ def without_line_ends(text: str) -> Iterator[str]:
         yield text.replace("\r", "").replace("\n", "")
         yield LINE_PREFIX.sub("", text)
         yield re.sub(r"\s*\n\s*", "", text)
+
+
+def joined_cells(text: str) -> Iterator[str]:
+    """The lines of each column of a drawn table, as one."""
+    rows = [[cell.strip() for cell in re.split(r"[│|┃]", line[1:-1])] for line in TABLE_LINE.findall(text)]
+    if len(rows) > 1:
+        yield "\n".join("".join(column) for column in zip_longest(*rows, fillvalue=""))
 
 
 def joined_literals(text: str) -> Iterator[str]:
@@ -128,7 +137,7 @@ def readable(data: bytes) -> Iterator[str]:
 
 DECODINGS: tuple[Callable[[str], Iterable[str]], ...] = (
     *(without_colour, without_backslashes, without_percent, without_entities, joined_pieces, from_base64),
-    *(without_line_ends, joined_literals, from_hex),
+    *(without_line_ends, joined_cells, joined_literals, from_hex),
 )
 
 

@@ -106,6 +106,11 @@ def uuid(draw: Random) -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{draw.choice('89ab')}{digits[17:20]}-{digits[20:]}"
 
 
+def whole(text: str) -> Value:
+    """A value that is secret from its first character to its last."""
+    return Value(text=text, secrets=(text,))
+
+
 def shape(template: str) -> Callable[[Random], Value]:
     """A generator of values of a shape.
 

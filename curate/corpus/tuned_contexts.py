@@ -222,7 +222,94 @@ def header_dump(planted: Planted, draw: Random) -> str:
     return "\n".join(["> GET /v1/me HTTP/1.1", *("> " + line for line in among(draw, lines, around)), ">"])
 
 
+@context("prose", ANY)
+def prose(planted: Planted, draw: Random) -> str:
+    service, text = planted.kind.service, planted.text
+    if planted.kind.form == "block":
+        return f"This is the {service} key we sign with, put it on the box please:\n\n{text}\n\nThen restart nginx."
+    if planted.kind.form == "password":
+        return draw.choice(
+            [
+                f"You can log in to {service} as admin, the password is {text} and it never expires.",
+                f"ok so the {service} pw: {text} , try again please",
+                f"I changed the password of the {service} account to {text}. Please update the tests.",
+                f"Log in with admin / {text} and tell me what you see.",
+            ]
+        )
+    if planted.kind.form == "phrase":
+        return f"My {service} {planted.snake.replace('_', ' ')} is {text} - do not write it to a file."
+    noun = draw.choice(["link", "URL"] if planted.kind.form == "url" else ["key", "token", "secret"])
+    return draw.choice(
+        [
+            f"Use this {noun} for {service}: {text} and run the import again.",
+            f"The {service} {noun} is {text}, please don't commit it.",
+            f"ok I made a new {noun}, {text} - the old one still works until Friday",
+            f"Is {text} still valid? The call to {service} says 401 since this morning.",
+            f"the {noun} in CI should be {text}, no idea why it was rotated",
+            f"Use {text} for {service} and run the import again.",
+            f"I pasted it here so that you can test: {text}. The old one still works until Friday.",
+            f"can you try with `{text}` instead",
+        ]
+    )
+
+
+@context("wrapped terminal", frozenset({"token", "url", "connection"}))
+def wrapped(planted: Planted, draw: Random) -> str:
+    """A command line longer than the terminal is wide, copied with the line ends of the screen."""
+    line = (
+        f"$ {draw.choice(['run', 'deploy', 'start'])} --quiet --{planted.kebab}={planted.text} --region eu-west-1 --yes"
+    )
+    secret = planted.value.secrets[0]
+    width = line.index(secret) + draw.randint(4, max(5, min(40, len(secret) - 4)))
+    rows = [line[start : start + width] for start in range(0, len(line), width)]
+    return "\n".join([draw.choice(PLAIN_LINES), *rows, draw.choice(DONE)])
+
+
+@context("commit message", ONE_LINE)
+def commit_message(planted: Planted, draw: Random) -> str:
+    said = draw.choice(
+        [
+            f"Set {planted.variable} to {planted.text} on staging",
+            f"Rotate the {planted.kind.service} key\n\n    The old one ({planted.text}) was in the image.",
+            f"fix: hardcode {planted.snake} {planted.text} until the vault is back",
+        ]
+    )
+    return f"commit 5d1e0b7\nAuthor: dev\nDate:   Fri Nov 20 10:11:12 2026\n\n    {said}\n"
+
+
+@context("Java properties", ONE_LINE)
+def properties(planted: Planted, draw: Random) -> str:
+    text = planted.text.replace("\\", "\\\\")
+    sign = draw.choice(["=", " = ", ":"])
+    text = (
+        text.replace(":", "\\:").replace("=", "\\=").replace("#", "\\#").replace("!", "\\!")
+        if draw.random() < 0.5
+        else text
+    )
+    return "\n".join(["server.port=8080", f"app.{planted.dotted}{sign}{text}", "spring.jpa.show-sql=false"])
+
+
+@context("chat paste", ANY)
+def chat_paste(planted: Planted, draw: Random) -> str:
+    service, text = planted.kind.service, planted.text
+    if planted.kind.form == "password":
+        return draw.choice(
+            [
+                f"creds for {service}:\n\nuser: admin\npassword\n{text}\n\nthanks",
+                f"{service} login\nops@example.com\npw {text}",
+            ]
+        )
+    return draw.choice(
+        [
+            f"here you go\n\n{text}\n\nthat's for {service}, let me know when it works",
+            f"{service}:\n```\n{text}\n```\nplease add it to the pipeline",
+            f"{planted.variable}\n{text}\n\nwhy does the deploy still fail?",
+        ]
+    )
+
+
 CONTEXTS: tuple[Context, ...] = (
     *(shell_export, dotenv, json_result, cat_n, curl_header, kubernetes_secret, git_diff, log_line, ini, toml),
     *(source_literal, docker_inspect, terraform, yaml, compose, docker_run, grep, header_dump),
+    *(prose, wrapped, commit_message, properties, chat_paste),  # held out in version 1
 )

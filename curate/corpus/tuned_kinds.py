@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Callable
 from random import Random
 
-from curate.corpus.kind import Family, Value, drawn_kind, some, token
+from curate.corpus.kind import Family, Value, drawn_kind, some, token, whole
+from curate.corpus.words import chosen_word
 
 OPENSSH_HEAD = b"".join(
     (
@@ -69,6 +70,65 @@ def service_account(random: Random) -> Value:
         "client_email": f"deploy@{some(random, 's', 8)}.iam.gserviceaccount.com",
     }
     return Value(text=json.dumps(document, indent=2), secrets=key.secrets)
+
+
+SEED_WORD_LIST = (
+    "abandon ability absorb access acid adapt afford agent alarm album alert amateur anchor ancient angle apology "
+    "arctic argue armor artist atom auction avocado badge bamboo banana barely bean beauty benefit bicycle blossom "
+    "bounce brave bulb cabin cactus canvas carpet casual cereal chronic clarify climb coconut concert cradle cruise "
+    "curtain decade deliver dignity dinosaur dolphin dragon eagle ecology elegant embrace enlist episode essay evolve "
+    "exile fabric faculty fatigue fetch flavor fossil fragile gadget garlic gesture giraffe glimpse goddess gravity "
+    "harvest hazard hobby humble hybrid icon illegal impact inhale jaguar jewel kangaroo kidney ladder lecture liberty "
+    "lunar magnet marble mimic mobile mushroom narrow neglect nuclear oblige obscure olympic orphan oyster parade "
+    "pelican pioneer polar pudding quantum radar rebel ribbon saddle scissors sibling slender stadium tattoo toddler "
+    "trophy umbrella utility vacant velvet vintage walnut wisdom zebra"
+)
+SEED_WORDS = SEED_WORD_LIST.split()
+LEET = str.maketrans("aeios", "@310$")
+
+
+def season_password(random: Random) -> Value:
+    """A capitalised word, a year or number, a mark."""
+    text = chosen_word(random).capitalize() + random.choice(["2024", "2025", "2026", str(random.randint(10, 9999))])
+    return whole(text + random.choice(["!", "!!", "#", "$", "?", "@1", "*"]))
+
+
+def leet_password(random: Random) -> Value:
+    text = (chosen_word(random).capitalize() + chosen_word(random)).translate(LEET)
+    return whole(text + random.choice(["", "!", "99", "_7", "&3"]))
+
+
+def joined_password(random: Random) -> Value:
+    mark = random.choice("-._")
+    return whole(mark.join(chosen_word(random) for _ in range(4)))
+
+
+def mixed_password(random: Random) -> Value:
+    """What a password manager makes when it may use marks; none that a URL or a shell would need quoted."""
+    return whole(
+        "".join(
+            random.choices(
+                "abcdefghjkmnpqrstuvwxyzABCDEFGHJKMNPQRSTUVWXYZ23456789!#%*+=?@^_~", k=random.randint(12, 20)
+            )
+        )
+    )
+
+
+def plain_password(random: Random) -> Value:
+    """A word with digits and nothing else."""
+    return whole(chosen_word(random) + str(random.randint(100, 99999)))
+
+
+def seed_phrase(random: Random) -> Value:
+    return whole(" ".join(random.choices(SEED_WORDS, k=random.choice([12, 24]))))
+
+
+def licence_key(random: Random) -> Value:
+    return whole("-".join(some(random, "u", 5) for _ in range(5)))
+
+
+def wireguard_key(random: Random) -> Value:
+    return whole(base64.b64encode(random.randbytes(32)).decode())
 
 
 LLM = Family(
@@ -286,4 +346,44 @@ MAIL = Family(
     ),
 )
 
-FAMILIES = (LLM, VCS, GOOGLE, PAYMENT, DATABASES, PRIVATE_KEYS, SESSIONS, HEX_KEYS, MAIL)
+PASSWORDS = Family(
+    name="passwords of people",
+    kinds=(
+        drawn_kind("word-year", "admin", "DB_PASSWORD ADMIN_PASSWORD", season_password, rule=False, form="password"),
+        drawn_kind("leet", "root", "ROOT_PASSWORD PASSWORD", leet_password, rule=False, form="password"),
+        drawn_kind("four-words", "wifi", "WIFI_PASSWORD PASSPHRASE", joined_password, rule=False, form="password"),
+        drawn_kind(
+            "manager-made", "LDAP", "LDAP_BIND_PASSWORD SMTP_PASSWORD", mixed_password, rule=False, form="password"
+        ),
+        drawn_kind("word-digits", "staging", "DB_PASS MYSQL_PWD", plain_password, rule=False, form="password"),
+    ),
+)
+
+UUID_KEYS = Family(
+    name="UUIDs as keys",
+    kinds=(
+        token("heroku", "Heroku", "HEROKU_API_KEY", "{uuid}", rule=True),
+        token("railway", "Railway", "RAILWAY_TOKEN", "{uuid}", rule=False),
+        token("consul", "Consul", "CONSUL_HTTP_TOKEN", "{uuid}", rule=False),
+        token("scaleway", "Scaleway", "SCW_SECRET_KEY", "{uuid}", rule=True),
+        token("generic", "partner API", "PARTNER_API_KEY X_API_KEY", "{uuid}", rule=False),
+    ),
+)
+
+OFFLINE = Family(
+    name="wallets, licences, second factors",
+    kinds=(
+        drawn_kind("seed-phrase", "wallet", "MNEMONIC WALLET_SEED_PHRASE", seed_phrase, rule=False, form="phrase"),
+        token("ethereum", "wallet", "PRIVATE_KEY DEPLOYER_PRIVATE_KEY", "0x{x:64}", rule=False),
+        drawn_kind("licence", "JetBrains", "LICENSE_KEY PRODUCT_KEY", licence_key, rule=False, form="token"),
+        token("totp", "2FA", "TOTP_SECRET MFA_SEED", "{5:32}", rule=False),
+        token("otp-uri", "2FA", "OTP_URI", "otpauth://totp/Acme:ops?secret={5:32}&issuer=Acme", rule=False, form="url"),
+        drawn_kind("wireguard", "WireGuard", "WG_PRIVATE_KEY", wireguard_key, rule=False, form="token"),
+        token("age", "age", "SOPS_AGE_KEY", "AGE-SECRET-KEY-1{u:58}", rule=True),
+    ),
+)
+
+FAMILIES = (
+    *(LLM, VCS, GOOGLE, PAYMENT, DATABASES, PRIVATE_KEYS, SESSIONS, HEX_KEYS, MAIL),
+    *(PASSWORDS, UUID_KEYS, OFFLINE),  # held out in version 1
+)
