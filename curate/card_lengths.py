@@ -236,9 +236,7 @@ def distribution_row(name: str, quantity: Quantity, part: Distribution) -> tuple
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
     """A Markdown table; the first columns are text, the others are numbers."""
     lines = [heads, [*["---"] * texts, *["---:"] * (len(heads) - texts)], *rows]
-    return "\n".join(
-        "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def code(text: str) -> str:

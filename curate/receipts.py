@@ -132,9 +132,9 @@ def forget(folder: Path, session_ids: Collection[str]) -> None:
     """Remove the private work that holds one of these sessions; the next build does the rest of those shards again."""
     for receipt in _read(folder):
         if any(work.session_id in session_ids for work in receipt.sessions):
-            _path(folder, receipt.input_digest).unlink(missing_ok=True)
-            for entry in receipt.files.values():
+            for entry in receipt.files.values():  # first: a receipt without files is done again, files without one stay
                 (folder / entry.path).unlink(missing_ok=True)
+            _path(folder, receipt.input_digest).unlink(missing_ok=True)
 
 
 def prepare(folder: Path) -> None:

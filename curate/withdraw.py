@@ -17,7 +17,7 @@ import msgspec
 
 from curate.approval import PublicApproval
 from curate.manifest import MANIFEST, DatasetFault, Manifest, Tier, file_sha256
-from curate.publish import Plan, compare, published_manifest, published_tombstones
+from curate.publish import OURS, Plan, compare, published_manifest, published_tombstones
 from curate.receipts import forget
 from curate.release import PREVIOUS, REVIEW, PreviousRelease, read_previous_release, write_release_papers
 from curate.staging import staged_folder
@@ -96,10 +96,14 @@ def _first_line(fault: Exception) -> str:
 
 
 def fetch_release(target: Target, state: PlaceState, manifest: Manifest, folder: Path) -> None:
-    """Fetch every file of a release; PublishRefused for one that is not what its manifest says."""
+    """Fetch every file of a release; PublishRefused for one that is not what its manifest says.
+
+    Papers that a killed upload replaced already, ahead of the manifest, are made anew from the rows.
+    """
     for entry in manifest.files:
         target.fetch(entry.path, state.head, folder / entry.path)
-        if file_sha256(folder / entry.path) != entry.sha256:
+        replaced = entry.path in state.unfinished and not entry.path.startswith(OURS)
+        if file_sha256(folder / entry.path) != entry.sha256 and not replaced:
             raise PublishRefused(
                 f"{target.name}: {entry.path} is not what its manifest says; publish the dataset again, then withdraw"
             )
@@ -121,9 +125,10 @@ def withdraw_here(folder: Path, sessions: Sequence[str], *, reason: Why, day: st
             dict.fromkeys(gone, ("withdrawn", reason)),
             tombstones=tuple(Tombstone(session_id=name, day=day, reason=reason) for name in gone),
         )
-        forget(folder, gone)
-        for tier in get_args(Tier.__value__):  # what was staged for a release holds their words too
-            shutil.rmtree(staged_folder(folder, tier), ignore_errors=True)
+    # Also where a call before this one was killed behind the first step.
+    forget(folder, sessions)
+    for tier in get_args(Tier.__value__):  # what was staged for a release holds their words too
+        shutil.rmtree(staged_folder(folder, tier), ignore_errors=True)
     return gone
 
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+import curate.withdraw
 from agentdyno import main
 from curate.commands.publish import publish as publish_command
 from curate.dataset import Dataset
@@ -525,6 +526,56 @@ def test_what_was_staged_of_a_withdrawn_session_goes_too(dataset: Path, tmp_path
     assert left
     assert not [path for path in left if "session-1" in pq.read_table(path)["session_id"].to_pylist()]
     assert not (dataset / ".private/release-text").exists()
+
+
+class Killed(BaseException):
+    """Ends a command where it stands, as a kill does."""
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def test_a_withdrawal_that_was_killed_on_this_machine_is_finished_by_the_next(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish(dataset, tmp_path / "place", "--with-text").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(curate.withdraw, "forget", killed)
+        with pytest.raises(Killed):
+            withdraw_here(dataset, ["session-1"], reason="contributor", day="2026-11-20")
+    assert withdraw_here(dataset, ["session-1"], reason="contributor", day="2026-11-20") == ()
+    assert not [
+        path for path in dataset.rglob("*.parquet") if "session-1" in pq.read_table(path)["session_id"].to_pylist()
+    ]
+
+
+def test_a_withdrawal_that_was_killed_ahead_of_the_manifest_is_finished_by_the_next(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    assert publish(dataset, place, "--with-text").exit_code == 0
+    put = StorageTarget._put
+
+    def until_the_manifest(target: StorageTarget, local: Path, path: str) -> None:
+        if path == MANIFEST:
+            raise Killed
+        put(target, local, path)
+
+    arguments = ["withdraw", "session-1", "--to", str(place), "--yes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StorageTarget, "_put", until_the_manifest)
+        with pytest.raises(Killed):
+            CliRunner().invoke(main, ["curate", *arguments])
+    assert Dataset.open(place).verify() != []  # its papers are ahead of its manifest
+    assert run(*arguments).exit_code == 0
+    left = Dataset.open(place)
+    assert left.verify() == []
+    assert "session-1" not in left.session_ids
+    assert {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} == {
+        *(entry.path for entry in left.manifest.files),
+        MANIFEST,
+    }
 
 
 # The Hub ------------------------------------------------------------------------------------------------------------
