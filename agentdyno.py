@@ -53,6 +53,9 @@ class StageGroup(click.Group):
             if stage is None or top in {*STAGES, "agentdyno"}:
                 raise
             raise MissingExtra(stage, top) from fault
+        except KeyboardInterrupt:
+            # As a shell names an interrupted program; click would say "Aborted!" and 1, which is "the run says no".
+            raise click.exceptions.Exit(130) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         own = [(name, self.commands[name].get_short_help_str(80)) for name in sorted(self.commands)]

@@ -6,9 +6,10 @@ that answer are compared exactly.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,48 +36,47 @@ class Anchors:
                 self._by_gram.setdefault((word + end)[:_GRAM], []).append(word)
 
     @cached_property
-    def _tables(self) -> tuple[_Array, _Array]:
+    def _tables(self) -> tuple[_Array, _Array, _Array, list[tuple[bytes, ...]]]:
+        """Which hashes a gram may have; grams in order; for each the number of its group; the words of each group."""
         import numpy as np
 
-        grams = np.frombuffer(b"".join(self._by_gram), dtype=np.uint8).reshape(-1, _GRAM)
+        ordered = sorted(self._by_gram, key=lambda gram: int.from_bytes(gram, sys.byteorder))
+        grams = np.frombuffer(b"".join(ordered), dtype=np.uint8).reshape(-1, _GRAM)
         hashed = np.zeros(1 << 16, dtype=bool)
         hashed[_hashes(*grams.T)] = True
-        return hashed, np.sort(grams.copy().view(np.uint32).ravel())
-
-    @cached_property
-    def _by_number(self) -> list[list[bytes]]:
-        """The words of each gram of the sorted table."""
-        return [self._by_gram[gram.tobytes()] for gram in self._tables[1]]
+        numbers: dict[tuple[bytes, ...], int] = {}
+        group = [numbers.setdefault(tuple(self._by_gram[gram]), len(numbers)) for gram in ordered]
+        return hashed, grams.copy().view(np.uint32).ravel(), np.array(group, dtype=np.uint16), list(numbers)
 
     def find(self, lowered: bytes) -> dict[bytes, list[int]]:
         """Each word that is in the text, with its positions in order."""
         if len(lowered) < _FEW:
             return {word: _places(lowered, word) for word in self.words if word in lowered}
-        found: dict[bytes, list[int]] = {}
-        for number, places in self._likely(lowered + b"\0\0\0"):
-            for word in self._by_number[number]:
+        parts: dict[bytes, list[list[int]]] = {}
+        for words, places in self._likely(lowered + b"\0\0\0"):
+            for word in words:
                 at = places if len(word) <= _GRAM else [at for at in places if lowered.startswith(word, at)]
                 if at:
-                    found[word] = sorted(found[word] + at) if word in found else at
-        return found
+                    parts.setdefault(word, []).append(at)
+        return {word: found[0] if len(found) == 1 else sorted(chain(*found)) for word, found in parts.items()}
 
-    def _likely(self, padded: bytes) -> Iterator[tuple[int, list[int]]]:
-        """Grams of the sorted table, by their number, with the positions where one stands."""
+    def _likely(self, padded: bytes) -> Iterator[tuple[tuple[bytes, ...], list[int]]]:
+        """Words that begin alike, with the positions where their first four letters stand."""
         import numpy as np
 
-        hashed, grams = self._tables
+        hashed, grams, group, words = self._tables
         letters = np.frombuffer(padded, dtype=np.uint8)
         found_at, found = [], []
         for begin in range(0, len(letters) - _GRAM + 1, _PIECE):
             end = min(begin + _PIECE, len(letters) - _GRAM + 1)
             parts = [letters[begin + at : end + at] for at in range(_GRAM)]
-            places = hashed[_hashes(*parts)].nonzero()[0]
+            places = hashed.take(_hashes(*parts), mode="wrap").nonzero()[0]
             exact = np.stack([part[places] for part in parts], axis=1).view(np.uint32).ravel()
             at = grams.searchsorted(exact)
             at[at == len(grams)] = 0
             right = grams[at] == exact
             found_at.append(places[right] + begin)
-            found.append(at[right])
+            found.append(group[at[right]])
         numbers, places = np.concatenate(found), np.concatenate(found_at)
         if not len(numbers):
             return
@@ -84,8 +84,8 @@ class Anchors:
         numbers = numbers[order]
         ordered = places[order].tolist()
         edges = [0, *((numbers[1:] != numbers[:-1]).nonzero()[0] + 1).tolist(), len(ordered)]
-        for begin, end in pairwise(edges):
-            yield int(numbers[begin]), ordered[begin:end]
+        for number, (begin, end) in zip(numbers[edges[:-1]].tolist(), pairwise(edges), strict=True):
+            yield words[number], ordered[begin:end]
 
 
 def _places(text: bytes, word: bytes) -> list[int]:

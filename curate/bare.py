@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import pairwise
 
-from curate.glance import Glance
+from curate.glance import Glance, is_wide_line
 from curate.randomness import best_stretch
 from curate.shapes import LOOKS, Finding
 
@@ -61,31 +61,38 @@ _PUBLIC = re.compile(
     r"resolved|merge|head|branch|cherry|origin|refs?/|public[ _-]?key|\bsri\b|manifest|version|build[_-]?id|"
     r"(?:(?<![a-z])id|[_a-rt-z-]ids?)(?=[\\\\\"'`]*\s*[:=])|nonce|narhash|artifact|cache[_-]?key|address|"
     r"boundary|test[_ ]?vector|expected|asserte|h1:|zh:|request[_ -]id|checked out|checkout|cherry-pick|rebase|bisect|"
-    r"submodule|recv-keys?|keyserver|key ?id|s/n:|drive/d/|document/d/"
+    r"submodule|recv-keys?|keyserver|key ?id|s/n:|drive/d/|document/d/|"
+    r"(?:next|page|sync|continuation|pagination)[_-]?token"
 )
 _KNOWN_ID = re.compile(
     r"(?:toolu|srvtoolu|call|fc|msg|resp|rs|req|run|thread|asst|step|item|evt|event|batch|cmpl|chatcmpl|gen|ws|ctc|"
-    r"file|ft|ftjob|ses|prt|usr|vs|conv|modr|mcp|mcpl|mcpr|prompt|trace|span|tooluse)[_-]|chatcmpl-|GHSA-|01[0-9A-HJKMNP-TV-Z]{24}\Z"
+    r"file|ft|ftjob|ses|prt|usr|vs|conv|modr|mcp|mcpl|mcpr|prompt|trace|span|tooluse)[_-]|chatcmpl-|GHSA-|[xX][nN]--|g[0-9a-f]{7,40}\Z|01[0-9A-HJKMNP-TV-Z]{24}\Z"
 )
-# Of SSH and of X.509, as base64 begins.
+# Of SSH and of X.509, as base64 begins; then pictures, archives and documents.
 _PUBLIC_KEY = re.compile(
-    r"AAAA(?:B3NzaC1|C3NzaC1lZDI1NTE5|E2VjZHNhLXNoYTIt|GnNr|InNr)|MFkwEwYHKoZI|MII[BC]Ij|MIGfMA0|MCowBQYDK2Vw"
+    r"AAAA(?:B3NzaC1|C3NzaC1lZDI1NTE5|E2VjZHNhLXNoYTIt|GnNr|InNr)|MFkwEwYHKoZI|MII[BC]Ij|MIGfMA0|MCowBQYDK2Vw|"
+    r"iVBORw0KGgo|R0lGOD|/9j/4|UEsDBB|JVBERi0|H4sI"
 )
 _SVG = re.compile(r"[\dMmLlHhVvCcSsQqTtAaZz-]+")
+_ARN = re.compile(r"\barn:[^\s\"'<>]*\Z")
 _EXTENSION = re.compile(r"\.[a-z][a-z0-9]{1,4}(?![A-Za-z0-9_.])")
 _HASH_PREFIX = re.compile(
     r"(?:(?:sha\d+|md5|h1|zh|blake\w*)[-:=]\s?|0x[01]\.|\?[bq]\?|(?:\A|\n)-{2,}|drc=)\Z", re.IGNORECASE
 )
-_ENCODED_LINE = re.compile(rb"[A-Za-z0-9+/=]{40,}")
+# What stands above or below a line of an encoded file, or of a literal that goes on.
+_ENCODED_ABOVE = re.compile(rb"[A-Za-z0-9+/=]{30,}(?:\\r)?(?:\\n)?[\"']?[ \t\\]*\Z")
+_ENCODED_ITEM = re.compile(rb"[A-Za-z0-9+/=]{40,}")
 _LITERAL = b" \t\r\"'\\b()+,"
 _ENCODED_WORD = re.compile(r"=\?[\w-]{2,20}\?[bqBQ]\?[^?\s]*\Z")  # RFC 2047
 _ENCODED_FILE = re.compile(rb"base64,|mappings|begin certificate|begin public|begin pgp public")
 _GOES_ON = re.compile(r"[-_/]|\.\w")
 _DIGESTS = frozenset({32, 40, 56, 64, 96, 128})  # hexadecimal digits
 _DIGEST_NEAR = re.compile(
-    rb"\bmd5|\bsha-?[1235]|\bsha_?\d|digest|checksum|fingerprint|blake|\bcrc|\bgit (?:log|show|rev|merge|checkout|reset|diff|"
-    rb"rebase|cherry|branch|tag|fetch|pull|push|commit|bisect|describe|ls|fsck|cat)|\bcommits?\b|\bhead\b|\bmerge"
+    rb"\bhash|\bhmac|\bshake|\bmd5|\bsha-?[1235]|\bsha_?\d|digest|checksum|fingerprint|blake|\bcrc|"
+    rb"\bgit (?:log|show|rev|merge|checkout|reset|diff|rebase|cherry|branch|tag|fetch|pull|push|commit|bisect|describe|"
+    rb"ls|fsck|cat)|\bcommits?\b|\bhead\b|\bmerge"
 )
+_COMMIT_MARK = re.compile(rb"[*|/\\ ]*(?:pick |fixup |squash |reword )?")
 _AROUND_DIGEST = 300  # characters before
 _LICENCE = re.compile(
     r"(?=[A-Z0-9-]*\d)(?:[A-Z0-9]{4}(?:-[A-Z0-9]{4}){3,}|[A-Z0-9]{5}(?:-[A-Z0-9]{5}){3,}|[A-Z0-9]{6}(?:-[A-Z0-9]{6}){3,})"
@@ -102,8 +109,8 @@ _PART_BEFORE = re.compile(r"(?P<part>[A-Za-z0-9_-]{6,64})[.]\Z")
 _PART_AFTER = re.compile(r"[.](?P<part>[A-Za-z0-9_-]{6,64})(?![A-Za-z0-9_.-])")
 _CUT_BEFORE = re.compile(r"(?P<part>[A-Za-z0-9_+/-]{2,150})\r?\n\Z")
 _CUT_AFTER = re.compile(r"\r?\n(?P<part>[A-Za-z0-9_+/-]{2,150})")
-_WIDE = 60  # characters: a narrower terminal is rare, and a shorter line has ended by itself
 _PRINTABLE = bytes((9, 10, 13, *range(32, 127)))
+_HEX_ABOVE = re.compile(rb"[0-9a-fA-F]{32,}[\"']?[ \t]*[+\\]?[ \t]*\Z")  # a literal that goes on
 _WORD_CHARACTER = re.compile(r"[A-Za-z0-9_]")
 
 
@@ -127,7 +134,7 @@ def _judge(glance: Glance, begin: int, end: int) -> Iterator[Finding]:
     if end - begin > _LONGEST:
         return
     token = glance.text[begin:end]
-    if "/" in token and any(_FOLDER.fullmatch(piece) for piece in token.split("/")):
+    if "/" in token and any(_FOLDER.fullmatch(piece) or _UUID.fullmatch(piece) for piece in token.split("/")):
         at = begin  # a path or the rest of a URL rather than base64
         for piece in token.split("/"):
             if len(piece) >= _SHORTEST_NEAR:
@@ -184,8 +191,9 @@ def _is_part(part: str, value: str) -> bool:
 
 def _is_wide(data: bytes, line_end: int) -> bool:
     """Whether the line that ends at or before here is as long as a terminal is wide."""
-    end = data.rfind(b"\n", 0, line_end + 1) if data[line_end : line_end + 1] == b"\n" else line_end
-    return end - (data.rfind(b"\n", 0, end) + 1) >= _WIDE
+    return is_wide_line(
+        data, data.rfind(b"\n", 0, line_end + 1) if data[line_end : line_end + 1] == b"\n" else line_end
+    )
 
 
 def _behind_escape(text: str, start: int, stop: int) -> int:
@@ -247,6 +255,8 @@ def _has_place(glance: Glance, start: int, stop: int, telling: bool) -> bool:
     line = glance.data[glance.data.rfind(b"\n", 0, start) + 1 : start]
     if line.strip() == b"--" or _ENCODED_WORD.search(text, max(0, start - 90), start):
         return True  # a boundary between parts of a mail; a word of its header
+    if _ARN.search(text, max(0, start - 200), start):
+        return True
     if after.startswith("(") or _HASH_PREFIX.search(before) or _EXTENSION.match(after):
         return True
     value = text[start:stop]
@@ -292,7 +302,9 @@ def _is_encoded_line(glance: Glance, start: int, stop: int) -> bool:
     above = data[data.rfind(b"\n", 0, max(0, begin - 1)) + 1 : max(0, begin - 1)]
     below_end = data.find(b"\n", end + 1)
     below = data[end + 1 : below_end if below_end >= 0 else len(data)]
-    return any(_ENCODED_LINE.fullmatch(line.strip(_LITERAL)) is not None for line in (above, below))
+    if _ENCODED_ABOVE.search(above.rstrip()):
+        return True
+    return any(_ENCODED_ITEM.fullmatch(line.strip(_LITERAL)) is not None for line in (above, below))
 
 
 def _is_hex_secret(glance: Glance, start: int, stop: int) -> bool:
@@ -313,17 +325,38 @@ def _is_hex_secret(glance: Glance, start: int, stop: int) -> bool:
     if public:
         return False
     if telling:
-        return len(digits) >= 16
+        return len(digits) >= 16 and (glance.heap or not _is_commit_line(glance, start, stop))
     if "-" in value or value[:2] in ("0x", "0X") or before[-2:] in ("0x", "0X") or len(digits) < 32:
         return False
     # A path, a file's name, a fragment; a line of `git log`, `git ls-tree`, `sha256sum`.
     if before[-1:] in ("/", "-", "_", ".", "#", "@") or _EXTENSION.match(after) or _GOES_ON.match(after):
         return False
-    if len(digits) in _DIGESTS and _DIGEST_NEAR.search(glance.lowered, max(0, start - _AROUND_DIGEST), start):
+    if (
+        not glance.heap
+        and len(digits) in _DIGESTS
+        and _DIGEST_NEAR.search(glance.lowered, max(0, start - _AROUND_DIGEST), start)
+    ):
         return False
-    if not glance.heap and _is_listed(glance, start, _LISTED_HEX):
+    if not glance.heap and (
+        _is_listed(glance, start, _LISTED_HEX) or _HEX_ABOVE.search(_line_above(glance.data, start))
+    ):
         return False
     return not (_HEX_FILE.search(glance.data[max(0, start - 40) : start]) or re.match(r"  |\t| \*|\.\.", after))
+
+
+def _is_commit_line(glance: Glance, start: int, stop: int) -> bool:
+    """Whether a line begins with a commit's whole id and its subject, as `git log --oneline --no-abbrev` prints it."""
+    return (
+        stop - start == 40
+        and _COMMIT_MARK.fullmatch(glance.data, glance.data.rfind(b"\n", 0, start) + 1, start) is not None
+        and glance.data[stop : stop + 1] == b" "
+        and _DIGEST_NEAR.search(glance.lowered, max(0, start - _AROUND_DIGEST), stop + _AROUND_DIGEST) is not None
+    )
+
+
+def _line_above(data: bytes, start: int) -> bytes:
+    end = data.rfind(b"\n", 0, start)
+    return data[data.rfind(b"\n", max(0, end - 200), end) + 1 : end] if end > 0 else b""
 
 
 def _is_told(glance: Glance, start: int, stop: int) -> bool:
@@ -340,15 +373,19 @@ def _surroundings(glance: Glance, start: int, stop: int) -> tuple[bool, bool]:
     """Whether what stands before says that this is secret, and whether it says that this is public."""
     lowered = glance.lowered
     line = lowered.rfind(b"\n", 0, start) + 1
+    foreign = 0
     if len(lowered[line:start].strip()) < 16 and line > 1:
+        own = line
         above = len(lowered[max(0, line - 100) : line].rstrip()) + max(0, line - 100)
-        line = lowered.rfind(b"\n", 0, above) + 1  # the name may stand on the line above
+        line = lowered.rfind(b"\n", 0, above) + 1  # the name may stand on the line above, or over an empty one
+        # Behind an empty line another text of the heap may begin, whose words may only make suspicious.
+        foreign = own - max(line, start - 100) if glance.heap and above < own - 1 else 0
     before = lowered[max(line, start - 100) : start].decode("ascii")
     telling = public = _FAR
     is_told = _is_told(glance, start, stop)
     for found in _TELLING.finditer(before) if is_told else ():
         telling = len(before) - found.end()
-    for found in _PUBLIC.finditer(before):
+    for found in _PUBLIC.finditer(before, foreign):
         public = len(before) - found.end()
     if telling == public == _FAR:
         end = lowered.find(b"\n", stop, stop + 60)

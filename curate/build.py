@@ -84,7 +84,7 @@ class BuildReport:
     folder: Path
     digest: str
     rows: dict[str, int]  # by table
-    read: int  # sessions that the stores gave
+    read: int  # sessions that the stores gave, and places that could not be read
     kept: int
     drops: tuple[Drop, ...]  # in the order of the funnel
     shards: int
@@ -125,6 +125,9 @@ def build(
     recipe = recipe or Recipe()
     tokenizer = tokenizer or recipe.tokenizer or DEFAULT_ENCODING
     load_encoding(tokenizer)  # fail before the folder is touched
+    for store in map(Path, stores):
+        if out.resolve().is_relative_to(store.resolve()):
+            raise DatasetFault(f"{out} lies in the store {store}; choose a folder outside it")
     return build_sources(
         [open_source(Path(store), recipe, redactor) for store in stores],
         out,
@@ -210,7 +213,7 @@ def build_sources(
         folder=out,
         digest=manifest.digest,
         rows=manifest.rows,
-        read=reading.read,
+        read=len(choice.kept) + sum(drop.n for drop in drops),
         kept=len(choice.kept),
         drops=manifest.drops,
         shards=len(shards),
@@ -227,7 +230,7 @@ def _notes(previous: Path | None, ledger: Ledger, labels: Mapping[str, Label], r
         notes.append(f"{previous} keeps no work to go on from (a published copy does not): every session was done anew")
     unknown = len(labels.keys() - reading.seen)
     if unknown:
-        notes.append(f"{unknown} of {len(labels)} labels name sessions that no store holds")
+        notes.append(f"{unknown} of {len(labels)} labels are about sessions that no store holds")
     return tuple(notes)
 
 
@@ -359,7 +362,10 @@ def _check_ours(out: Path, inputs: Inputs) -> bool:
         return True
     earlier: Inputs | None = None
     if (out / MANIFEST).is_file() or (out / WORK / "swap").is_dir():
-        found = read_manifest(out)
+        try:
+            found = read_manifest(out)
+        except DatasetFault as fault:
+            raise DatasetFault(f"{fault}: into a new folder") from fault
         if found.tier != "full":
             raise DatasetFault(f"{out} is the {found.tier} tier of a dataset; choose a new folder")
         earlier = found.inputs
@@ -372,7 +378,7 @@ def _check_ours(out: Path, inputs: Inputs) -> bool:
         raise DatasetFault(f"{out} exists and is not a build of ours; choose a new folder")
     difference = inputs.difference(earlier)
     if difference is not None:
-        raise DatasetFault(f"{out} holds a dataset built from {difference}; choose a new folder")
+        raise DatasetFault(f"{out} holds a dataset built from {difference}, unlike this build; choose a new folder")
     return False
 
 

@@ -23,7 +23,7 @@ from curate.front_matter import front_matter, splits_of, tables, title
 from curate.manifest import Manifest, SessionEntry, write_json
 from curate.measured import MeasuredRedaction
 from curate.plot import Plot, draw_plots
-from curate.quantities import best_counted
+from curate.quantities import Quantity, best_counted
 from curate.recipe import Recipe
 from curate.stats import STATS, Stats, compute_stats
 from curate.table import TABLES, TOOL_CALLS, Table
@@ -126,17 +126,23 @@ def _opening(stats: Stats) -> str:
     )
     if requests.p50 is not None and longest is not None:
         context = longest[1].all
-        if sessions > 1 and context.p50 is not None:
+        of = "" if context.n == sessions else f" of the {count(context.n, 'session')} that {_counter(longest)} counted"
+        if sessions > 1:
+            text += f" The median session makes {short_number(requests.p50)} calls."
+        if context.n > 1 and context.p50 is not None:
             text += (
-                f" The median session makes {short_number(requests.p50)} calls; the median of the sessions' longest "
-                f"contexts is {short_number(context.p50)} tokens."
+                f" The median of the longest contexts{of or ' of the sessions'} is {short_number(context.p50)} tokens."
             )
         if context.max is not None:
-            text += f" The longest context has {short_number(context.max)} tokens."
+            text += f" The longest context{of} has {short_number(context.max)} tokens."
     tier = TIERS[stats.tier]
     if stats.tier == "full" and not stats.sessions_with_text:
         tier += " Its sessions came without text: lengths, times and hashes."
     return f"{text}\n\n{tier}"
+
+
+def _counter(counted: tuple[str, Quantity]) -> str:
+    return _counter_words(counted[1].counted_by or "provider")
 
 
 def _word(name: str) -> str:
@@ -206,13 +212,22 @@ def _sources(stats: Stats) -> str:
     ]
     if max(len(stats.harnesses), len(stats.models)) > PARTS_SHOWN:
         parts.append("The rest of them is in `stats.json`.")
-    counted = [
-        f"{count(share.sessions, 'session')} of {code(share.source or 'unknown')} by {_counter_words(share.value)}"
-        for share in stats.token_sources
-    ]
-    parts.append(f"`prompt_tokens` and `completion_tokens` were counted in {_listing(counted)}.")
+    counted, uncounted = [], []
+    for share in stats.token_sources:
+        said = f"{count(share.sessions, 'session')} of {code(share.source or 'unknown')}"
+        if share.value in (None, "none"):
+            uncounted.append(said)
+        else:
+            counted.append(f"{said} by {_counter_words(share.value)}")
+    if counted:
+        parts.append(f"`prompt_tokens` and `completion_tokens` were counted in {_listing(counted)}.")
+    if uncounted:
+        parts.append(f"Nobody counted them in {_listing(uncounted)}: there they are null.")
     if stats.contributors is not None:
-        parts.append(f"{count(stats.contributors, 'contributor')} recorded them, named by keyed hashes.")
+        parts.append(
+            f"{count(stats.contributors, 'contributor')} recorded the sessions that name one, by a keyed hash in the "
+            "column `contributor`."
+        )
     if stats.languages:
         mix = list(stats.languages.items())
         text = ", ".join(f"{language} {100 * share:.0f} %" for language, share in mix[:PARTS_SHOWN])
@@ -226,10 +241,8 @@ def _sources(stats: Stats) -> str:
     return "\n\n".join(parts)
 
 
-def _counter_words(counter: str | None) -> str:
-    return {"provider": "the provider", "agent": "the agent's own log", "none": "nobody", None: "nobody"}.get(
-        counter, code(counter or "")
-    )
+def _counter_words(counter: str) -> str:
+    return {"provider": "the provider", "agent": "the agent's own log"}.get(counter, code(counter))
 
 
 def _funnel(stats: Stats) -> str:

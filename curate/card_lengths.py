@@ -153,19 +153,19 @@ def cache_section(stats: Stats) -> str:
     shares = [
         (words, share)
         for words, share in (
-            ("that each chain sent before", cache.chain_share),
-            ("that its session sent before", cache.session_share),
-            ("that any session of this release sent before", cache.release_share),
+            ("the same chain", cache.chain_share),
+            ("its session", cache.session_share),
+            ("any session of this release", cache.release_share),
         )
         if share is not None
     ]
     parts = []
     if shares:
-        said = ", ".join(f"{100 * share:.1f} % of blocks {words}" for words, share in shares)
+        said = ", ".join(f"{100 * share:.1f} % if it kept what {words} sent before" for words, share in shares)
         parts.append(
-            f"A prefix cache that forgets nothing would hold, over {count(cache.requests, 'turn')} with block hashes: "
-            f"{said}. It is a bound, not a forecast: nothing is evicted, and a block counts as cached from the moment "
-            "at which its prompt was sent."
+            f"Of the prompts' blocks in {count(cache.requests, 'turn')} with block hashes, a prefix cache that forgets "
+            f"nothing would have held {said}. It is a bound, not a forecast: nothing is evicted, and a block counts as "
+            "cached from the moment at which its prompt was sent."
         )
         if cache.release_is_estimate:
             parts.append("The last of them is estimated from a sample of the hashes.")

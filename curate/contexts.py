@@ -21,10 +21,14 @@ _KEY_OWNERS = (
     "consumer|license|product|admin|deploy|session|storage|subscription|webhook|jwt|crypt|hmac|aes|client|user|root|bot|cipher|"
     "decrypt|decryption|functions|publish|write"
 )
+_SERVICES = (
+    "db|my|mysql|sql|pg|postgres|mongo|redis|ftp|smtp|imap|mail|ssh|ldap|wifi|proxy|http|app|admin|root|user|login"
+)
 _PW = (b"pw ", b"pw:", b"pw=")
 # A name must end in one of these words: `token_count`, `password_file` and `public_key` name no secret.
 _NAME = re.compile(
-    r"(?:(?P<password>pass(?:word|wd|phrase|code)|(?<![a-z])(?:pwd?|pass)|credentials?)"
+    r"(?:(?P<password>pass(?:word|wd|phrase|code)|credentials?"
+    rf"|(?<![a-z])(?:{_SERVICES})?(?:pwd?|pass))"
     rf"|(?P<api_key>(?:{_KEY_OWNERS})[_.-]?(?:access[_.-]?)?key)"
     r"|(?P<token>(?<!change)(?<!continuation)(?<!next)(?<!page)(?<!sync)(?<!action)(?<!next[_-])(?<!page[_-])token)"
     r"|(?P<secret>secret(?:[_.-]?(?:string|text))?|(?:[mt2]fa|h?otp)[_.-]?seed|[a-z]sessid|connect[_.-]?sid)"
@@ -45,8 +49,8 @@ _AFTER = re.compile(
     # `- name: X`, then `value: Y`: YAML or JSON.
     rf"(?P<separator>,?(?:\s|\\+n)*(?:{_QUOTE})?value(?:{_QUOTE})?[ \t]*[:=][ \t]*"
     # A variable of Terraform with its default.
-    r"|[ \t]*\{(?:(?:\s|\\+n)*(?:type|description|sensitive|nullable)[ \t]*=[^\n]{0,200}?(?=\n|\\+n))*(?:\s|\\+n)*"
-    r"default[ \t]*=[ \t]*"
+    r"|[ \t]*\{(?:(?:\s|\\+n)*+(?:type|description|sensitive|nullable)[ \t]*=(?:[^\n\\]|\\+[\"'])*+){0,4}+"
+    r"(?:\s|\\+n)*+default[ \t]*=[ \t]*"
     rf"|[ \t]*(?::=|=>|==|=|:)(?:[ \t]|(?:\n|\\+n)[ \t]*(?={_QUOTE}))*+|>[ \t]*|,[ \t]*(?=\\*[\"'])"
     # A table's cell; a column of a listing; a property list's next element.
     r"|[ \t]*\|[ \t]*|(?:[ \t]{3,}|\t)|</key>(?:\s|\\+n)*<string>)" + _VALUE
@@ -67,9 +71,11 @@ _SIMPLE = re.compile(r"[A-Za-z]{4,}\d{2,}[!?@#$%*.]{0,2}")  # what people make o
 _ALGORITHM = re.compile(
     r"(?:sha|md|base|utf|rsa|aes|pbkdf|argon|sha3|bcrypt|python|windows|version|http|latin)\W?\d+", re.IGNORECASE
 )  # … and they mean
+_VERB = re.compile(r"pass|auth")  # a word of its own, in a sentence
 _FLAG_AFTER = re.compile(r"(?P<close>)(?P<separator>[ \t]+)" + _VALUE)
 _SETTING = re.compile(
-    r"(?:\A|\n|\\n)(?:[ \t]*\d{1,6}(?:→|\t|:))?[ \t]*(?:[-+<>*][ \t]*|export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+|-e[ \t]+)?\Z"
+    r"(?:\A|\n|\\n)(?:[ \t]*\d{1,6}(?:→|\t|:))?[ \t]*"
+    r"(?:[-+<>*][ \t]*|export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+|-e[ \t]+)?\Z"
 )
 _LINE_OF_SETTING = re.compile(r"(?:\A|\n|\\n)(?:[ \t]*\d{1,6}(?:→|\t|:))?\Z")
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\Z")
@@ -81,7 +87,9 @@ _COOKIE_VALUE = re.compile(r"=([^\s;=]{16,})")
 _URL_USER = re.compile(r"://[^\s/:@\"'`<>\\{}$]{0,100}\\{0,2}:(?P<value>[^\s/@\"'`<>\\{}$]{3,200})@(?=[\w\[.-])")
 _URL_SIGNATURE = re.compile(r"sig(?:nature)?=(?P<value>[a-z0-9%+/_-]{32,}={0,2})", re.IGNORECASE)
 _ACCOUNT_KEY = re.compile(r"(?:(?<=account)|(?<=access))key=(?P<value>[A-Za-z0-9+/]{28,}={0,2})", re.IGNORECASE)
-_USER_AND = re.compile(r"(?:log[ -]?in|sign in|creds|credentials)\b[^\n/]{0,40}[ \t]/[ \t](?P<value>[^\s\"'`\\]{6,80})")
+_USER_AND = re.compile(
+    r"(?i:log[ -]?in|sign in|creds|credentials)\b[^\n/]{0,40}[ \t]/[ \t](?P<value>[^\s\"'`\\]{6,80})", re.IGNORECASE
+)
 _NETRC = re.compile(r"login[ \t]+\S+\s+password[ \t]+(?P<value>\S{4,})")
 _PGPASS = re.compile(r":\d{4,5}:[\w*.-]+:[\w*.@-]+:(?P<value>[^\s:\"'`]{4,128})(?=\s|\\n|\Z)")
 _OPTION = re.compile(
@@ -109,7 +117,7 @@ _SEED_LENGTH = 400  # characters after such a word
 _NO_SEED = re.compile(
     r"\b(?:the|and|for|with|are|was|has|its|our|can|not|but|from|have|your|into|which|these|those|been|were|their)\b"
 )
-_CURL_USER = re.compile(rf"(?: -u|user)[ =]?{_QUOTE}?[\w.@+-]{{1,80}}:(?P<value>[^\s\"'\\$<{{]{{4,200}})")
+_CURL_USER = re.compile(rf"(?: -u|user)[ =]?{_QUOTE}?[\w.@+-]{{1,80}}:(?P<value>(?!\$)[^\s\"'\\<{{]{{4,200}})")
 
 # fmt: off
 _NO_SECRETS = frozenset({
@@ -188,7 +196,8 @@ def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding
     if match is None and flag:
         match = _FLAG_AFTER.match(text, end)
     if match is None or not _is_separated(text, start, match["separator"]):
-        yield from _in_prose(text, end, kind)
+        if not _VERB.fullmatch(lowered, start, end):
+            yield from _in_prose(text, end, kind)
         return
     separator = match["separator"]
     if kind == "key":  # any key may be one of a map: its value must look random in every way
@@ -208,7 +217,9 @@ def _assigned_at(text: str, lowered: str, at: int, end: int) -> Iterator[Finding
         elif flag or ">" in separator or "value" in separator.lower() or _is_setting(text, start, separator):
             accepted = is_secret(value) or (kind == "password" and is_password(value))
         else:
-            accepted = is_token(value) or (kind == "password" and ":" in separator and is_strong(value))
+            accepted = is_token(value) or (
+                kind == "password" and ":" in separator and (is_strong(value) or is_simple(value))
+            )
     if not accepted and kind == "authorization":
         accepted = is_basic(value)
     if not accepted and kind == "password" and not separator.isspace():

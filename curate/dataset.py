@@ -65,7 +65,9 @@ class Dataset:
         if wanted is not None:
             missing = sorted(wanted.difference(self.session_ids))
             if missing:
-                raise DatasetFault(f"{self.folder} has no session {missing[0]!r}; 'curate stats' says what it has")
+                raise DatasetFault(
+                    f"{self.folder} has no session {missing[0]!r}; the column session_id of `sessions` says what it has"
+                )
         for shard in self.manifest.shards:
             chosen = [entry.session_id for entry in shard.sessions if wanted is None or entry.session_id in wanted]
             if chosen:

@@ -102,8 +102,8 @@ def public_model(name: str) -> bool:
 
 
 def model(value: str, names: Pseudonyms) -> str:
-    """The name of a model, or a pseudonym where a word of it is not public."""
-    return value if public_model(value) else names.name("model", value)
+    """The name of a model, or a pseudonym where a word of it is not public; none stays none."""
+    return value if not value or public_model(value) else names.name("model", value)
 
 
 def models(values: list[str | None], names: Pseudonyms) -> list[str | None]:

@@ -34,7 +34,8 @@ _ANCHORS = Anchors((
     b"sig=", b"signature=", b"login ", b"sshpass", b"mysql", b"mariadb", b"redis-cli", b"mongo", b"echo ", b":5432:",
     b" -u", b"user ", b"mnemonic", b"seed", b"recovery phrase", b"secret phrase", b"backup phrase", b"recovery words",
     b"wallet", b"private key", b"cookie", b"session", b"webhook", b"connection",
-    b"login", b"log in", b"sign in", b"creds", b"sessid", b"pw ", b"pw:", b"pw=", b"private", b"encrypt", b"decrypt", b"hook", b"otp", b"mfa", b"2fa", b"dsn", b"psk", b"license",
+    b"login", b"log in", b"sign in", b"creds", b"sessid", b"pw ", b"pw:", b"pw=", b"private",
+    b"encrypt", b"decrypt", b"hook", b"otp", b"mfa", b"2fa", b"dsn", b"psk", b"license",
     b"licence",
     # who and where
     b"/home/", b"/users/", b"\\home\\", b"\\users\\", b"-home-", b"-users-", b"author", b"committer", b"-by:",
@@ -46,10 +47,12 @@ _ANCHORS = Anchors((
     b".home.arpa", b"1b[", b"033[", b"\\e[", b"\"remote", b"\"repo", b"_url\\\"", b"_url\"",
     # other readings
     b"delta\"", b"delta\\\"", b"partial_json", b"chunk\"", b"text\"", b"content\"", b"arguments\"", b"thinking\"",
-    b"data\"", b"token\"", b"output\"", b"text\\\"", b"content\\\"",
+    b"\\u00", *(b"\\x%x" % digit for digit in range(8)), b"&#x", *(b"&#%d" % digit for digit in range(10)), b"&quot;",
+    b"&amp;", b"&lt;", b"=3d", b"data\"", b"token\"", b"output\"", b"text\\\"", b"content\\\"",
 ))
 # fmt: on
 _RUN_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.~+/=%:-"
+_WIDE, _NARROW = 60, 32  # characters of a terminal's line
 # One for a letter of a run, zero for what ends it.
 _RUNS = bytes(code in _RUN_LETTERS for code in range(256))
 _HEX = bytes(code in b"0123456789abcdefABCDEF" for code in range(256))
@@ -58,6 +61,12 @@ _HEX = bytes(code in b"0123456789abcdefABCDEF" for code in range(256))
 @cache
 def _all_but(marks: bytes) -> bytes:
     return bytes(code not in marks for code in range(256))
+
+
+def is_wide_line(data: bytes, end: int) -> bool:
+    """Whether the line that ends here may be one that a terminal broke: wide, or a command in a narrow one."""
+    line = data[data.rfind(b"\n", 0, end) + 1 : end]
+    return len(line) >= _WIDE or (len(line) >= _NARROW and (b" --" in line or line.startswith(b"$ ")))
 
 
 def long_runs(marks: bytes, length: int) -> tuple[_Array, _Array]:
@@ -106,6 +115,10 @@ class Glance:
         if len(found) == 1:
             return found[0]
         return sorted(set().union(*found))
+
+    def has(self, words: tuple[bytes, ...]) -> bool:
+        """Whether any of these anchors stands in the text."""
+        return not self._found.keys().isdisjoint(words)
 
     def near(self, words: tuple[bytes, ...], begin: int, end: int) -> bool:
         """Whether one of these words begins in a stretch."""

@@ -27,7 +27,7 @@ _EVERYBODY = frozenset({
     "nginx", "docker", "jenkins", "circleci", "travis", "vagrant", "pi", "oracle", "azureuser", "opc", "core",
     "linuxbrew", "coder", "jovyan", "sandbox", "agent", "worker", "build", "builder", "ci", "staff", "wheel",
     "username", "name", "you", "me", "home", "your-name", "yourname", "your_name", "myuser", "someone", "example",
-    "foo", "bar", "baz", "alice", "bob", "x", "xxx", "service", "system", "local", "default.migrated",
+    "foo", "bar", "baz", "x", "xxx", "service", "system", "local", "default.migrated",
     "defaultapppool", "claude", "codex", "openai", "anthropic", "cursor", "copilot", "github", "actions", "bot",
     "robot", "support", "info", "mail", "owner", "group", "none", "null", "total", "self", "this", "somebody",
     "workspace", "user-name", "<user>", "unknown", "localhost", "host", "hostname", "server", "everyone", "python",

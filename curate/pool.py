@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from curate.receipts import ShardReceipt
@@ -56,7 +57,8 @@ def _in_processes(tasks: Iterator[ShardTask], jobs: int) -> Iterator[ShardReceip
     waiting: deque[Future[ShardReceipt]] = deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(build_shard, task))
+            with _no_interrupt():
+                waiting.append(pool.submit(build_shard, task))
             del task
             while len(waiting) >= jobs + _QUEUED:
                 yield waiting.popleft().result()
@@ -74,6 +76,16 @@ def _in_processes(tasks: Iterator[ShardTask], jobs: int) -> Iterator[ShardReceip
         pool.shutdown(cancel_futures=True)
         stopper.close()
         stop.close()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start: they inherit that, and say nothing of one that comes as they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(stop: Connection) -> None:

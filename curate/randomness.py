@@ -55,7 +55,7 @@ def evidence(data: bytes) -> Iterator[tuple[int, _Array]]:
         np.left_shift(piece[:-1], 8, out=pair[1:], dtype=np.uint16)
         pair |= piece
         before = int(piece[-1])
-        sums = np.cumsum(table[pair], dtype=np.int32)
+        sums = np.cumsum(table.take(pair, mode="wrap"), dtype=np.int32)
         sums += total
         floor = np.minimum.accumulate(sums)
         np.minimum(floor, 0, out=floor)

@@ -45,7 +45,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -206,7 +206,11 @@ def read_recipe(path: Path) -> RecipeFile:
     """Read a recipe; raises ValueError naming the file and the key that is wrong."""
     try:
         found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    except OSError as fault:
+        raise ValueError(f"recipe {path} cannot be read: {fault.strerror or fault}") from fault
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"recipe {path} is no UTF-8 text: {fault.reason} at byte {fault.start}") from fault
+    except tomllib.TOMLDecodeError as fault:
         raise ValueError(f"recipe {path}: {fault}") from fault
     stores, labels = found.pop("stores", []), found.pop("labels", None)
     if not isinstance(stores, list) or not all(isinstance(item, str) for item in stores):
@@ -224,7 +228,8 @@ def read_recipe(path: Path) -> RecipeFile:
         try:
             recipe = replace(recipe, card=card.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as fault:
-            raise ValueError(f"recipe {path}: card text {card} cannot be read: {fault}") from fault
+            why = (fault.strerror or fault) if isinstance(fault, OSError) else "it is no UTF-8 text"
+            raise ValueError(f"recipe {path}: card text {card} cannot be read: {why}") from fault
     return RecipeFile(
         recipe=recipe,
         stores=tuple(path.parent / Path(store).expanduser() for store in stores),
@@ -252,7 +257,17 @@ def _in_words(fault: str) -> str:
     if match is not None:
         wanted = " or ".join(TYPES.get(word, word) for word in match[1].split(" | ") if word != "null")
         said = f"must be {wanted}, not {TYPES.get(match[2], match[2])}"
-    return f"{place.strip('`').removeprefix('$.')} {said}" if place else said
+    key = place.strip("`").removeprefix("$.")
+    if (match := re.fullmatch(r"Invalid enum value (.*)", said)) is not None:
+        said = f"is one of {', '.join(_words_for(key))}, not {match[1]}"
+    return f"{key} {said}" if place else said
+
+
+def _words_for(place: str) -> tuple[str, ...]:
+    """The words that `table.key` may have."""
+    table, _, key = place.partition(".")
+    hint = get_type_hints(TABLES[table])[key]
+    return get_args(getattr(hint, "__value__", hint))
 
 
 TYPES = {

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from capture.secret import SeenSecret
     from capture.trajectory import Trajectory
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Goes up whenever the same text may come out differently; part of every policy name."""
 
 IDENTITY_KINDS = identity.KINDS
@@ -267,7 +267,7 @@ def _gather(value: Any, looks: bool, wanted: _Wanted) -> None:
             for item in value:
                 _gather(item, looks, wanted)
     else:
-        for name, is_id in _text_fields(type(value)):
+        for name, is_id in _text_fields(value.__class__):
             field = getattr(value, name)
             if field is not None:
                 _gather(field, not is_id, wanted)
@@ -286,7 +286,7 @@ def _walk(value: Any, looks: bool, done: _Done, counts: Counter[str]) -> Any:
         items = tuple([_walk(item, looks, done, counts) for item in value])
         return items if any(map(is_not, items, value)) else value
     changed = {}
-    for name, is_id in _text_fields(type(value)):
+    for name, is_id in _text_fields(value.__class__):
         old = getattr(value, name)
         if old is not None:
             new = _walk(old, not is_id, done, counts)

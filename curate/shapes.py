@@ -158,14 +158,14 @@ _RANDOM = re.compile(r"[0-9]|[a-z][A-Z]")
 _REMEMBERED_RUN = 80  # letters: code repeats its names
 
 # Between the lines of a key: new lines, however often escaped; line numbers and quote marks of a tool's output.
-_BREAK = r"(?:(?:(?:\s|\\+[nrt])++(?:\d{1,6}(?:→|\||:|\t|\\+t)[ \t]*)?+(?:[>|#*] |[+-](?=\s|\\+[nr]))?+)++)"
+_BREAK = r"(?:(?:(?:\s|\\+[nrt])++(?:\d{1,6}(?:→|\||:|\t|\\+t)[ \t]*)?+(?:[>|#*] |[+-](?=[\sA-Za-z0-9+/=\\]))?+)++)"
 _HEADERS = rf"(?:{_BREAK}(?:Proc-Type|DEK-Info|Comment|Version|Hash): [^\r\n\\\"]{{0,80}})*+"
 _PEM_END = r"-----END[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 _PEM = re.compile(
     rf"-----BEGIN[A-Z0-9 ]{{0,40}}PRIVATE KEY(?: BLOCK)?-----{_HEADERS}(?:{_BREAK}?+[A-Za-z0-9+/=]{{16,}}+)++"
     # Its end behind a short line and a checksum, or, where the output was cut, at most a last line that shows by its
     # padding that it belongs.
-    rf"(?:(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}}){{0,2}}+{_BREAK}?+{_PEM_END}|(?:{_BREAK}[A-Za-z0-9+/]{{1,75}}={{1,2}})?+)"
+    rf"(?:(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}}){{0,2}}+{_BREAK}?+[+-]?{_PEM_END}|(?:{_BREAK}[A-Za-z0-9+/]{{1,75}}={{1,2}})?+)"
 )
 _PEM_END_ONLY = re.compile(_PEM_END)
 _BASE64_LINE = re.compile(r"(?<!\\)[A-Za-z0-9+/=]+")  # not the letter of an escaped new line

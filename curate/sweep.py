@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from curate.glance import Glance
@@ -16,8 +17,9 @@ from curate.shapes import Finding
 from curate.views import DEPTH, Decoded, View, views
 
 _HEAP = 96_000  # characters looked at together
-_BLOCK = 12_000  # characters of a long text's blocks, at least
+_BLOCK = 32_000  # characters of a long text's blocks, at least
 _SEAM = 500  # characters on either side of a cut in which nothing may be found
+_REMEMBERED = 64_000  # characters: what was read of a longer text takes more memory than it saves time
 _SEPARATOR = "\n\n"
 
 type Find = Callable[[Glance], Iterator[Finding]]
@@ -38,8 +40,18 @@ class Reading:
         return spans
 
 
-def readings(text: str, *, heap: bool = False) -> Iterator[Reading]:
+def readings(text: str, *, heap: bool = False) -> Iterable[Reading]:
     """The text and its other readings, and theirs."""
+    return _read(text, heap=heap) if heap or len(text) > _REMEMBERED else _remembered(text)
+
+
+@lru_cache(maxsize=8)
+def _remembered(text: str) -> tuple[Reading, ...]:
+    """The readings of a text that was just gone through: those that find something come next, and look again."""
+    return tuple(_read(text, heap=False))
+
+
+def _read(text: str, *, heap: bool) -> Iterator[Reading]:
     waiting = [Reading(Glance(text, heap=heap))]
     while waiting:
         reading = waiting.pop()

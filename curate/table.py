@@ -111,7 +111,7 @@ SESSIONS = Table(
         ("num_requests", COUNT, "Rows of this session in `requests`, sub-agents included."),
         ("num_subagents", COUNT, "Chains besides the main one."),
         ("num_compactions", COUNT, "Times the context was summarised and started over."),
-        ("num_errors", COUNT, "Requests that ended in an error."),
+        ("num_errors", COUNT, "Requests that ended in an error; null where the source does not tell."),
         ("duration_us", MICROSECONDS, "First send to last end."),
         ("api_us", MICROSECONDS, "Time during which at least one request was open."),
         ("tool_us", MICROSECONDS, "Time during which at least one tool gap was open."),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
-from curate.glance import Glance
+from curate.glance import Glance, is_wide_line
 from curate.randomness import LETTERS
 
 DEPTH = 4  # views of views: JSON in JSON in JSON, percent-encoding in JSON
@@ -31,7 +31,11 @@ _QUOTED_PRINTABLE = re.compile(r"=(?:[0-9A-F]{2}|\r?\n)")
 _QUOTED_SIGNS = re.compile(r"=3D|(?<=[^\s=])=\r?\n(?=\S)")
 _SOFT_BREAK = re.compile(rb"[^\s=]=\r?\n\S")
 _CODE = re.compile(r"\\(?:u00|x[0-7]|/)")
-_APART = "\n\n"  # between stretches that have nothing to do with each other
+# Anchors that tell of them.
+_CODES = (b"\\u00", *(b"\\x%x" % digit for digit in range(8)))
+_ENTITIES = (b"&quot;", b"&amp;", b"&lt;", b"&#x", *(b"&#%d" % digit for digit in range(10)))
+_EQUALS_SIGN = (b"=3d",)
+_APART = "\n\n\0\n"  # between stretches that have nothing to do with each other: no rule reads across a NUL
 _STRETCH = 400  # characters on either side
 # Of letters, signs and spaces: `%02d` of a format is none.
 _PERCENT_SIGNS = re.compile(
@@ -56,7 +60,6 @@ _WRAP = re.compile(
     r"|(?P<width>\r?\n)(?:[ \t]*\d{1,6}(?:→|[:|]|\t))?[ \t]*(?:[+|>#-][ \t]?)?(?![A-Za-z_][\w.-]*[ \t]*[=:(]))"
     r"(?=[A-Za-z0-9_+/=.~-]*[0-9A-Z])(?=[A-Za-z0-9_+/=.~-])"
 )
-_WIDE = 60  # characters of a terminal's line
 _WRAP_AROUND = 400  # characters before and after
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}")
 _BASE64_LINES = re.compile(
@@ -117,11 +120,11 @@ def views(glance: Glance) -> Iterator[View | Decoded]:
     if _has_colours(glance) and _COLOUR.search(text):
         yield _view(text, _COLOUR, lambda _: "")
     # Other escapes do not break up a secret, and rules allow for them.
-    if "\\" in text and ("\\u00" in text or "\\x" in text or "\\/" in text):
+    if "\\" in text and (glance.has(_CODES) or "\\/" in text):
         yield from _around(text, _CODE, _ESCAPE, _unescape)
-    if "&" in text and ("&#" in text or "&quot;" in text or "&amp;" in text or "&lt;" in text):
+    if glance.has(_ENTITIES):
         yield from _around(text, _ENTITY, _ENTITY, lambda match: html.unescape(match[0]))
-    if "=3D" in text or _has_soft_break(glance.data):
+    if glance.has(_EQUALS_SIGN) or _has_soft_break(glance.data):
         yield from _around(text, _QUOTED_SIGNS, _QUOTED_PRINTABLE, _unquote)
     if "%" in text:
         yield from _around(text, _PERCENT_SIGNS, _PERCENT, _unpercent)
@@ -240,8 +243,7 @@ def _unwrapped(glance: Glance) -> Iterator[View]:
 
 def _is_wrapped(data: bytes, end: int) -> bool:
     """Whether the line that ends here is prose or a log that a terminal broke, rather than part of an encoded file."""
-    line = data[data.rfind(b"\n", 0, end) + 1 : end]
-    return len(line) >= _WIDE and b" " in line.strip()
+    return is_wide_line(data, end) and b" " in data[data.rfind(b"\n", 0, end) + 1 : end].strip()
 
 
 def _is_in_token(data: bytes, wrap: re.Match[str]) -> bool:
@@ -249,7 +251,7 @@ def _is_in_token(data: bytes, wrap: re.Match[str]) -> bool:
     at = wrap.start()
     if not _is_token_end(data, at):
         return False
-    return wrap["width"] is None or at - (data.rfind(b"\n", 0, at) + 1) >= _WIDE
+    return wrap["width"] is None or is_wide_line(data, at)
 
 
 def _is_token_end(data: bytes, at: int) -> bool:

@@ -110,6 +110,18 @@ def fetch_release(target: Target, state: PlaceState, manifest: Manifest, folder:
     target.fetch(MANIFEST, state.head, folder / MANIFEST)
 
 
+def refuse_unknown(folder: Path, sessions: Sequence[str]) -> None:
+    """Raise DatasetFault for a session that the dataset neither has nor had."""
+    from curate.dataset import Dataset
+    from curate.withdrawn import read_withdrawn
+
+    unknown = sorted(set(sessions).difference(Dataset.open(folder).session_ids, read_withdrawn(folder)))
+    if unknown:
+        raise DatasetFault(
+            f"{folder} has no session {unknown[0]!r}; the column session_id of `sessions` says what it has"
+        )
+
+
 def withdraw_here(folder: Path, sessions: Sequence[str], *, reason: Why, day: str) -> tuple[str, ...]:
     """Take sessions out of a dataset of our own, private work included, so that no later build brings them back.
 

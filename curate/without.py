@@ -47,7 +47,9 @@ def without_sessions(
     dataset = Dataset.open(folder)
     missing = sorted(set(drops).difference(dataset.session_ids))
     if missing:
-        raise DatasetFault(f"{folder} has no session {missing[0]!r}; 'agentdyno curate stats' says what it has")
+        raise DatasetFault(
+            f"{folder} has no session {missing[0]!r}; the column session_id of `sessions` says what it has"
+        )
     if len(drops) == len(dataset.session_ids):
         raise DatasetFault(f"{folder} would hold no session any more; remove the folder instead")
     if not drops:

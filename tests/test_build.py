@@ -442,7 +442,7 @@ def test_build_prints_the_path_and_talks_on_stderr(store: Path, tmp_path: Path) 
         (("build", "--store", "{tmp}/none", "--out", "{tmp}/d"), "no store at"),
         (("build", "--store", "{store}", "--out", "{tmp}/d", "--tokenizer", "words"), "unknown encoding 'words'"),
         (("build", "--store", "{store}", "--out", "{tmp}/d", "--recipe", "{tmp}/none.toml"), "none.toml"),
-        (("build", "--store", "{store}", "--out", "{store}"), "is not a build of ours"),
+        (("build", "--store", "{store}", "--out", "{store}/set"), "lies in the store"),
         (("stats", "{tmp}/none"), "no such folder"),
         (("export", "{tmp}/none", "--format", "weka", "--out", "{tmp}/e"), "no such folder"),
     ],

@@ -269,7 +269,7 @@ def test_labels_become_columns_and_a_name_becomes_a_hash(tmp_path: Path) -> None
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     labels = read_labels(path)
     report = make(seven(), tmp_path / "d", labels=labels, recipe=Recipe(license="CC-BY-4.0", consent="all agreed"))
-    assert report.notes == ("1 of 4 labels name sessions that no store holds",)
+    assert report.notes == ("1 of 4 labels are about sessions that no store holds",)
     rows = {row["session_id"]: row for row in sessions_of(tmp_path / "d").to_dicts()}
     first, second, third, free = (rows[f"session-{name}"] for name in "012f")
     assert (first["outcome"], first["outcome_source"], first["resolved"]) == ("success", "tests", True)

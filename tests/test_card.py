@@ -149,6 +149,20 @@ def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
     assert not [line for line in said.splitlines() if " 1 sessions" in f" {line}" or "median session" in line]
 
 
+def test_the_opening_says_whose_contexts_it_counts(tmp_path: Path) -> None:
+    told = [replace(content_free_session(), session_id=f"told{n}") for n in range(2)]
+    silent = tuple(replace(each, prompt_tokens=None, completion_tokens=None) for each in told[0].requests)
+    untold = replace(told[0], session_id="untold", requests=silent, token_source="none")
+    _, body = built([*told, untold], tmp_path / "some")
+    assert "The median of the longest contexts of the 2 sessions that the provider counted is " in body
+    assert "The longest context of the 2 sessions that the provider counted has " in body
+    assert "Nobody counted them in 1 session of `weka`: there they are null." in body
+    _, body = built(told, tmp_path / "all")
+    assert "The median of the longest contexts of the sessions is " in body
+    assert "The longest context has " in body
+    assert "Nobody counted" not in body
+
+
 def test_the_card_says_of_text_and_tools_only_what_is_there(tmp_path: Path) -> None:
     front, body = built([content_free_session()], tmp_path / "free")
     assert [config["config_name"] for config in front["configs"]] == ["sessions", "requests"]

@@ -60,7 +60,7 @@ def test_an_empty_recipe_drops_nothing_and_is_named_after_its_file(tmp_path: Pat
         ("[filters]\noutcomes = ['solved']", "outcome 'solved' is none of success, failure"),
         ("[filters]\nlanguages = ['Python3']", "language 'Python3' is unknown; known are .*python, r"),
         ("[filters]\nmin_language_share = 0.5", "min_language_share needs `languages`"),
-        ("[duplicates]\nnear = 'delete'", "duplicates.near"),
+        ("[duplicates]\nnear = 'delete'", "duplicates.near is one of keep, mark, drop, not 'delete'"),
         ("[duplicates]\nsimilarity = 0", r"similarity lies in \(0, 1\]"),
         ("[truncate]\nmessage_bytes = 10", "message_bytes must be at least 1000"),
         ("[truncate]\ncontext_tokens = 0", "context_tokens must be at least 1"),
@@ -77,7 +77,7 @@ def test_an_empty_recipe_drops_nothing_and_is_named_after_its_file(tmp_path: Pat
         ("[sample]\nby = 'num_requests'\nedges = [1, 2, 3]\nshares = [0.5, 0.4]", "shares must sum to 1"),
         ("[sample]\nby = 'num_requests'\nedges = [1, 2, 3]\nshares = [1.5, -0.5]", r"each share lies in \[0, 1\]"),
         ("[sample]\nby = 'harness'\nvalues = ['a', 'a']\nshares = [0.5, 0.5]", "a value stands twice"),
-        ("[splits]\nby = 'day'", "splits.by"),
+        ("[splits]\nby = 'day'", "splits.by is one of session, contributor, task_id, harness, not 'day'"),
         ("[splits]\nshares = { train = 0.9 }", "shares must sum to 1"),
         ("[splits]\nshares = { train = nan }", r"each share lies in \(0, 1\]"),
         ("[splits]\nshares = { Train = 1 }", "lower-case letters"),
@@ -95,8 +95,8 @@ def test_a_bad_recipe_is_named(tmp_path: Path, text: str, sentence: str) -> None
 
 def test_a_recipe_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    for name in ("none.toml", "bytes.toml"):
-        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+    for name, why in (("none.toml", "cannot be read: No such file or directory"), ("bytes.toml", "is no UTF-8 text")):
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} {why}")):
             read_recipe(tmp_path / name)
 
 

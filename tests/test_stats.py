@@ -508,3 +508,16 @@ def test_a_recipe_names_parts_that_there_are(tmp_path: Path) -> None:
     file.write_text('[statistics]\nby = ["weather"]\n')
     with pytest.raises(ValueError, match=r"\[statistics\] by takes model, harness, .*, not weather"):
         read_recipe(file)
+
+
+def test_a_name_in_square_brackets_is_no_markup(tmp_path: Path) -> None:
+    session = content_free_session()
+    models = ("[bold]m[/red]", "")
+    requests = (replace(each, model=models[n % 2]) for n, each in enumerate(session.requests))
+    built([replace(session, requests=tuple(requests))], tmp_path / "d")
+    said = CliRunner().invoke(main, ["curate", "stats", str(tmp_path / "d"), "--by", "model"])
+    assert said.exception is None
+    assert "  [bold]m[/red] " in said.stdout
+    assert "  not named " in said.stdout
+    told = CliRunner().invoke(main, ["curate", "match", str(tmp_path / "d"), "--against", str(tmp_path / "d")])
+    assert told.exception is None

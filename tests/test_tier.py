@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import curate.tier
-from curate.disposition import Calls, Pseudonyms, error_class, public_model, public_tool
+from curate.disposition import Calls, Pseudonyms, error_class, models, public_model, public_tool
 from curate.manifest import MANIFEST, DatasetFault, Drop, file_entry, read_manifest, write_json
 from curate.staging import stage
 from curate.table import TABLES, Table
@@ -133,6 +133,11 @@ def test_names_of_a_key_are_pseudonyms_of_that_key_alone(dataset: Path, tmp_path
 
     assert all(name.startswith("model-") for name in names(tmp_path / "one"))  # `model-a` is nobody's public model
     assert names(tmp_path / "one").isdisjoint(names(tmp_path / "two"))
+
+
+def test_a_model_that_nobody_named_gets_no_pseudonym() -> None:
+    names = Pseudonyms(b"a key of thirty-two bytes, or so.")
+    assert models(["", None, "claude-opus-4-6"], names) == ["", None, "claude-opus-4-6"]
 
 
 def test_calls_of_all_tables_are_numbered_alike(dataset: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 import curate.intake
+from curate.command import curate as command
 from curate.dataset import Dataset
 from curate.manifest import read_manifest
 from curate.withdraw import withdraw_here
@@ -189,9 +191,30 @@ def test_from_a_folder(run: Client, dataset: Path, tmp_path: Path) -> None:
     assert Dataset.open(place).verify() == []
 
 
+def test_nothing_is_taken_out_before_somebody_says_yes(run: Client, dataset: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    assert run("curate", "publish", dataset, "--to", place, "--yes").code == 0
+    ran = run("curate", "withdraw", "session-1", "--to", place, "--dataset", dataset)
+    assert ran.code == 2
+    assert "nobody is here to ask: say --yes" in ran.stderr
+    for folder in (place, dataset):
+        assert read_manifest(folder).rows["sessions"] == 4
+    ran = run("curate", "withdraw", "session-1", "--to", place, "--dataset", dataset, "--yes")
+    assert ran.code == 0, ran.stderr
+    for folder in (place, dataset):
+        assert read_manifest(folder).rows["sessions"] == 3
+
+
 def test_private_work_of_a_withdrawn_session_goes_too(dataset: Path) -> None:
     assert WORD in words_in(dataset / ".private")
     assert withdraw_here(dataset, ["session-1", "session-7"], reason="secret", day="2026-11-20") == ("session-1",)
     assert WORD not in words_in(dataset)
     assert read_manifest(dataset).rows["sessions"] == 3
     assert Dataset.open(dataset).verify() == []
+
+
+def test_a_mistyped_session_of_a_built_dataset_is_refused(dataset: Path) -> None:
+    result = CliRunner().invoke(command, ["withdraw", "session-1", "sesion-2", "--dataset", str(dataset), "--yes"])
+    assert result.exit_code == 2
+    assert "has no session 'sesion-2'" in result.stderr
+    assert read_manifest(dataset).rows["sessions"] == 4

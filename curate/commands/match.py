@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from curate.commands.shared import faults
+from curate.words import printable
 
 if TYPE_CHECKING:
     from curate.match import AxisMatch, Match
@@ -54,6 +55,7 @@ def match(dataset: Path, against: str, *, as_json: bool) -> None:
 def _print(found: Match) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table(box=None, pad_edge=False)
@@ -61,10 +63,11 @@ def _print(found: Match) -> None:
         table.add_column(head, overflow="fold")
     colours = {"inside": "green", "outside": "red"}
     for axis in found.axes:
-        verdict = f"[{colours[axis.verdict]}]{axis.verdict}[/]" if axis.verdict in colours else axis.verdict
-        table.add_row(axis.name, verdict, _ours(axis), _theirs(axis), axis.sentence)
+        # As text: the name of a model or an agent may hold what rich takes for markup.
+        told = (printable(_ours(axis)), printable(_theirs(axis)), axis.sentence)
+        table.add_row(axis.name, Text(axis.verdict, style=colours.get(axis.verdict, "")), *map(Text, told))
     as_of = f" as published by {found.as_of}" if found.as_of else ""
-    console.print(f"against {found.against}{as_of}; rule: {found.rule}", highlight=False, markup=False)
+    console.print(f"against {printable(found.against)}{as_of}; rule: {found.rule}", highlight=False, markup=False)
     console.print(table, highlight=False)
     sources = dict.fromkeys(
         f"{check.source} ({check.date})" for axis in found.axes for check in axis.checks if check.source
@@ -99,7 +102,7 @@ def _theirs(axis: AxisMatch) -> str:
     return "; ".join(
         f"{check.theirs} [“{check.words}”]" if check.words else f"{check.statistic} {check.theirs}"
         for check in axis.checks
-    ).replace("[", "\\[")
+    )
 
 
 COMMANDS = (match,)

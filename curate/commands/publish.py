@@ -167,13 +167,18 @@ def withdraw(
 
         from curate.publish import send
         from curate.target import Wish
-        from curate.withdraw import plan_withdrawal, withdraw_here
+        from curate.withdraw import plan_withdrawal, refuse_unknown, withdraw_here
 
         day = datetime.now(UTC).date().isoformat()
-        if dataset is not None:
-            gone = withdraw_here(dataset, sessions, reason=reason, day=day)
-            click.echo(f"{count(len(gone), 'session')} taken out of {dataset}", err=True)
-        if repo is None and url is None:
+
+        def take_out_here() -> None:
+            if dataset is not None:
+                gone = withdraw_here(dataset, sessions, reason=reason, day=day)
+                click.echo(f"{count(len(gone), 'session')} taken out of {dataset}", err=True)
+
+        if dataset is not None and repo is None and url is None:
+            refuse_unknown(dataset, sessions)
+            take_out_here()
             click.echo(str(dataset))
             return
         target, _ = _target(repo, url, token_env)
@@ -189,7 +194,9 @@ def withdraw(
                     f"{count(len(made.plan.additions), 'file')} to send, {len(made.plan.deletions)} to remove",
                     err=True,
                 )
-                _ask(yes, f"Withdraw {'it' if n == 1 else 'them'} from {target.name}?")
+                _ask(yes, f"Withdraw {'it' if n == 1 else 'them'} from {target.name}?", look=None)
+            take_out_here()  # not before somebody said yes, and not after a release that a kill may cut off
+            if made.plan is not None:
                 with _progress(2 * len(made.plan.additions)) as tell:
                     published = send(
                         made.plan, target, wish=Wish(), message=f"Withdraw {count(n, 'session')}", tell=tell
@@ -235,11 +242,11 @@ def _publishing() -> Iterator[None]:
         raise EnvironmentFault(printable(str(fault))) from fault
 
 
-def _ask(yes: bool, question: str) -> None:
+def _ask(yes: bool, question: str, *, look: str | None = "look at it by --dry-run, then") -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("nobody is here to ask: look at it by --dry-run, then say --yes")
+        raise click.UsageError(" ".join(filter(None, ("nobody is here to ask:", look, "say --yes"))))
     if not click.confirm(question, err=True):
         raise click.Abort
 
@@ -323,7 +330,7 @@ def _purge(target: Target, *, yes: bool) -> None:
 
     if not isinstance(target, HubTarget):
         raise click.UsageError("--purge is for a repository on the Hub")
-    _ask(yes, f"Delete all history, tags and old files of {target.name} for good?")
+    _ask(yes, f"Delete all history, tags and old files of {target.name} for good?", look=None)
     state = target.state()
     manifest = published_manifest(target, state)
     keep = {file.sha256 for file in state.files.values() if file.sha256 is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from curate.commands.shared import faults
-from curate.words import count, count_rows
+from curate.words import count, count_rows, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,10 +40,13 @@ def stats(dataset: Path, against: Path | None, by: str | None, *, as_json: bool)
         from curate.dataset import Dataset
         from curate.drift import drift
         from curate.frames import read_frames
+        from curate.recipe import PARTS
         from curate.stats import compute_stats, read_stats
 
         opened = Dataset.open(dataset)
         found = read_stats(dataset)
+        if by is not None and by not in PARTS:
+            raise click.UsageError(f"--by: unknown part {by!r}; known are {', '.join(PARTS)}")
         if by is not None and not any(by in quantity.by for quantity in found.quantities.values()):
             found = replace(compute_stats(read_frames(dataset, opened.manifest), opened.manifest, by=(by,)), drift=None)
         if against is not None:
@@ -72,6 +75,7 @@ def stats(dataset: Path, against: Path | None, by: str | None, *, as_json: bool)
 
 def _print_stats(console: Console, stats: Stats, by: str | None) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from curate.units import format_value
 
@@ -87,10 +91,10 @@ def _print_stats(console: Console, stats: Stats, by: str | None) -> None:
         parts = [(name, quantity.all)]
         kinds = quantity.by.get(by or "kind", {})
         if by is not None or len(kinds) > 1:
-            parts += [(f"  {kind}", part) for kind, part in kinds.items() if part.n]
+            parts += [(f"  {printable(kind) or 'not named'}", part) for kind, part in kinds.items() if part.n]
         for label, part in parts:
             table.add_row(
-                label,
+                Text(label),  # a model's name may hold what rich takes for markup
                 f"{part.n:,}",
                 f"{part.null_count:,}",
                 *(format_value(getattr(part, column), quantity.unit) for column in SHOWN),
