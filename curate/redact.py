@@ -183,7 +183,11 @@ class Redactor:
             for block in blocks[text]:
                 redacted = self._without_secrets(block, looks, counts) if block in swept.marked[0] else block
                 if identities is not None and (block in told or names.are_in(redacted)):
-                    redacted = self._until_clean(redacted, _both(identities.find, names.find), counts)
+                    named = self._until_clean(redacted, _both(identities.find, names.find), counts)
+                    if named != redacted and block in decoded:
+                        # An encoded stretch that went whole may have spoken for what stands beside it.
+                        named = self._until_clean(named, partial(self._find_secrets, looks=looks), counts)
+                    redacted = named
                 pieces.append(redacted)
             done[text, looks] = "".join(pieces), counts
         for block in every:

@@ -65,6 +65,7 @@ def test_a_private_key_goes_whole_from_a_listing(mark: str) -> None:
         "hf_repository: nvidia/Gemma-4-26B-A4B-NVFP4",
         f'"AlarmName": "TargetTracking-my-asg-AlarmLow-{UUID}"',
         "input_cost_per_token: 0.00000015",
+        "token {" + "type = a\\n" * 200,  # a pattern with nested repeats would never end
         "from urllib.request import pathname2url\n\n",
         "arr = sorted('aBcDeEfgHhiIiijKkLlMm', key=keyfunc)",
         "Pass stdout=PIPE and/or stderr=PIPE in order to capture them.",
