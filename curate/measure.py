@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Protocol
 
-from curate.corpus import VERSION, held_out_contexts, held_out_kinds, held_out_lookalikes
+from curate.corpus import FIRST_MET, VERSION, held_out_contexts, held_out_kinds, held_out_lookalikes
 from curate.corpus.cases import Case, cases, harmless
 from curate.corpus.judge import survivor
 from curate.interval import garwood, resampled, wilson
@@ -185,6 +185,7 @@ def measure(
         false_alarms=alarm_rates,
         held_out_look_alikes=tuple(each.name for each in held_out_lookalikes.LOOK_ALIKES),
         clean_characters_lost=findings.characters_lost / findings.characters,
+        first_met=FIRST_MET,
     )
     return Measurement(measured=measured, outcomes=outcomes, false_alarms=alarms, clean=findings)
 

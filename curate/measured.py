@@ -70,6 +70,7 @@ class MeasuredRedaction:
     false_alarms: dict[str, Rate] = field(default_factory=dict)  # look-alikes taken for secrets, by class
     held_out_look_alikes: tuple[str, ...] = ()
     clean_characters_lost: float | None = None  # share of the clean text's characters, for any reason
+    first_met: dict[str, float] = field(default_factory=dict)  # share removed of what the rules were later tuned on
 
     @property
     def recall_suffices(self) -> bool:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from curate.command import curate
 from curate.commands import measure as command
+from curate.corpus import FIRST_MET
 from curate.corpus.cases import Case, cases
 from curate.corpus.judge import survivor
 from curate.interval import garwood, resampled, wilson
@@ -231,6 +232,7 @@ def test_command_prints_a_table_and_says_no_by_its_exit_code(monkeypatch: pytest
     assert run.exit_code == 1
     assert "Held-out kinds in held-out contexts: 0.0%" in run.stdout
     assert "falls short  recall 0.000" in run.stdout
+    assert "Moved to the tuned side, share removed while held out: passwords of people 71.5%, UUIDs" in run.stdout
     assert "holds  secret findings 0.00 per MB" in run.stdout
     assert run.stdout.count("; left: ") == 2
     assert "measuring:" in run.stderr
@@ -242,6 +244,7 @@ def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, small: Path) -> No
     found = msgspec.json.decode(run.stdout, type=MeasuredRedaction)
     assert run.exit_code == 1, "a tool that takes everything lacks precision"
     assert (found.seed, found.rules, found.unseen.value) == (9, "all", 1)
+    assert found.first_met == FIRST_MET
 
 
 def test_command_measures_the_policy_of_a_recipe(small: Path, tmp_path: Path) -> None:

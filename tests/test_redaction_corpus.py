@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curate.corpus import held_out_kinds, tuned_kinds
+from curate.corpus import FIRST_MET, held_out_kinds, tuned_kinds
 from curate.corpus.cases import Case, cases, contexts, drawn, families, harmless
 from curate.corpus.decidable import decidable
 from curate.corpus.judge import STRETCH, survivor
@@ -45,7 +45,7 @@ def draw(name: str, seed: int = 1) -> Value:
 # The corpus
 
 
-def test_half_of_families_and_contexts_are_held_out_whole() -> None:
+def test_about_half_of_families_and_contexts_are_held_out_whole() -> None:
     held_out = Counter(held for _, held in families())
     contexts_held_out = Counter(held for _, held in contexts())
     assert 0.4 <= held_out[True] / held_out.total() <= 0.65
@@ -56,6 +56,13 @@ def test_half_of_families_and_contexts_are_held_out_whole() -> None:
     assert len(set(names)) == len(names)
     assert len(KIND) == len(KINDS), "a kind is in two families"
     assert len({context.name for context, _ in contexts()}) == contexts_held_out.total()
+
+
+def test_what_was_moved_is_tuned_and_has_the_share_it_was_first_met_with() -> None:
+    tuned = {family.name for family, held in families() if not held}
+    tuned |= {context.name for context, held in contexts() if not held}
+    assert set(FIRST_MET) < tuned
+    assert all(0 < share < 1 for share in FIRST_MET.values())
 
 
 def test_tuned_and_held_out_kinds_share_no_generator_shape() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from curate.measured import MeasuredRedaction, Rate
     from curate.recipe import RedactionPolicy
 
-DEFAULT_SEED = 20261206
+DEFAULT_SEED = 20261219
 
 
 @click.command("measure-redaction", epilog="\b\nExample: agentdyno curate measure-redaction --clean my-repository")
@@ -42,7 +42,7 @@ def measure_redaction(
 ) -> None:
     """Plant made-up secrets in texts like those of agents, redact them, and count what is left.
 
-    Half of the kinds and half of the contexts were kept from the rules; their share decides. Clean text tells what is
+    About half of the kinds and of the contexts were kept from the rules; their share decides. Clean text tells what is
     taken by mistake. Exit code 1 when recall or precision falls short of its limit.
 
     --show-missed shows cases that were kept from the rules too: a rule changed after it is measured on another seed and
@@ -178,6 +178,9 @@ def _print_cells(console: Console, measured: MeasuredRedaction) -> None:
     console.print(f"Tuned kinds in tuned contexts: {_percent(measured.tuned)}")
     console.print(f"Secrets that no reader could tell, in none of the above: {_percent(measured.undecidable)}")
     console.print(f"  the first share with those of its cell: {_percent(measured.unseen_with_undecidable)}")
+    if measured.first_met:
+        met = ", ".join(f"{name} {share:.1%}" for name, share in measured.first_met.items())
+        console.print(f"Moved to the tuned side, share removed while held out: {met}", soft_wrap=True)
     console.print(
         "The first interval takes cases for independent; the second allows for cases of one family or context that "
         "fail together.\nNeither covers how far the corpus is from what people really leave in their sessions."

@@ -119,20 +119,6 @@ def csv_rows(planted: Planted, draw: Random) -> str:
     return f"{head}\n{planted.kind.service},{text},ops@example.com\nsandbox,,qa@example.com"
 
 
-@context("wrapped table cell", frozenset({"token", "url", "connection"}))
-def wrapped_cell(planted: Planted, draw: Random) -> str:
-    """A table drawn as wide as the terminal: a long value goes on in the next line of its cell."""
-    width = draw.choice([24, 30, 36])
-    rows = [*settings(draw, 2), (planted.variable, planted.text)]
-    left = max(len(name) for name, _ in rows)
-    lines = [f"┏{'━' * (left + 2)}┳{'━' * (width + 2)}┓", f"┃ {'Name':<{left}} ┃ {'Value':<{width}} ┃"]
-    lines.append(f"┡{'━' * (left + 2)}╇{'━' * (width + 2)}┩")
-    for name, value in rows:
-        for number, at in enumerate(range(0, len(value), width)):
-            lines.append(f"│ {'' if number else name:<{left}} │ {value[at : at + width]:<{width}} │")
-    return "\n".join([*lines, f"└{'─' * (left + 2)}┴{'─' * (width + 2)}┘"])
-
-
 @context("Rust debug print", ANY)
 def rust_debug(planted: Planted, draw: Random) -> str:
     text = quoted(planted.text)
@@ -250,6 +236,6 @@ def report(planted: Planted, draw: Random) -> str:
 
 
 FORMATS: tuple[Context, ...] = (
-    *(git_configuration, terraform_plan, sql_insert, csv_rows, wrapped_cell, rust_debug, powershell, property_list),
+    *(git_configuration, terraform_plan, sql_insert, csv_rows, rust_debug, powershell, property_list),
     *(multipart, strace, slack_message, notebook_cell, runbook, report),
 )

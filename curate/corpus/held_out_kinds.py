@@ -1,19 +1,15 @@
 """Families of kinds kept from whoever writes rules: do not read this file if you do. The package says why.
 
-Among them, on purpose: passwords that people make by a pattern or in another language, recovery codes, 40-character AWS
-secrets, signatures of signed URLs, webhooks, and bare hex as keys.
+Among them, on purpose: 40-character AWS secrets, signatures of signed URLs, webhooks, and bare hex as keys.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import textwrap
-from collections.abc import Callable
 from random import Random
 from urllib.parse import quote
 
-from curate.corpus.kind import Family, Value, drawn_kind, some, token, whole
+from curate.corpus.kind import Family, Value, drawn_kind, some, token
 from curate.corpus.words import chosen_word
 
 
@@ -59,83 +55,6 @@ def gcs_signed(random: Random) -> Value:
         f"&X-Goog-Date=20261120T101112Z&X-Goog-Expires=900&X-Goog-SignedHeaders=host&X-Goog-Signature={signature}"
     )
     return Value(text=text, secrets=(signature,))
-
-
-def keyboard_walk(random: Random) -> Value:
-    """Neighbouring keys, as people type where a mark, a digit and a capital are asked for."""
-    column = random.choice(["1qaz", "2wsx", "3edc", "4rfv", "zaq1", "xsw2"])
-    row = random.choice(["qwert", "asdfg", "yxcvb", "poiuz", "lkjhg", "qweasd"])
-    return whole(random.choice([column + column.upper(), row.capitalize() + column]) + random.choice("!§$%#") + row[:3])
-
-
-def firm_password(random: Random) -> Value:
-    """The firm, the quarter, a mark."""
-    firm = random.choice(["Acme", "Northwind", "Contoso", "Initech", "Globex", "Umbrella", "Hooli", "Stark"])
-    when = random.choice([f"Q{random.randint(1, 4)}", random.choice(["Jan", "Mar", "Jul", "Sept", "Nov"]) + "."])
-    return whole(f"{firm}{random.choice('-_@/')}{when}{random.choice('-_')}{random.randint(2023, 2027)}")
-
-
-def foreign_password(random: Random) -> Value:
-    """A word of another language and a number."""
-    words = "Schmetterling Kaffeetasse Feuerwehr mariposa girasol cuchara papillon parapluie ordinateur farfalla"
-    word = random.choice([*words.split(), "Müllabfuhr", "Grüßgott", "señorita", "garçonnet"])
-    return whole(word + random.choice(["", ".", "-", "*"]) + str(random.randint(10, 99999)))
-
-
-def first_letters(random: Random) -> Value:
-    """The first letters of a sentence, with its numbers and marks."""
-    letters = "".join(random.choices("abdefghilmnoprstw", k=random.randint(6, 9)))
-    return whole(letters[:1].upper() + letters[1:4] + random.choice("24&@") + letters[4:] + random.choice("!?.,") + "1")
-
-
-def name_and_date(random: Random) -> Value:
-    name = random.choice(["lena", "mohamed", "sofia", "jonas", "priya", "chen", "anna", "carlos", "fatima", "erik"])
-    return whole(f"{name}{random.randint(1, 28):02d}{random.randint(1, 12):02d}{random.randint(1960, 2019)}")
-
-
-def pronounceable(random: Random) -> Value:
-    """What a tool makes that wants to be read over the telephone."""
-
-    def syllables(count: int) -> str:
-        return "".join(random.choice("bdfgklmnprstvz") + random.choice("aeiou") for _ in range(count))
-
-    return whole(f"{syllables(3)}-{syllables(3)}-{random.randint(10, 99)}")
-
-
-def groups(alphabet: str, size: int, count: int, mark: str = "-") -> Callable[[Random], Value]:
-    """Groups of characters with a mark between them, as people copy them from a screen or paper."""
-    return lambda random: whole(mark.join(some(random, alphabet, size) for _ in range(count)))
-
-
-def emergency_key(random: Random) -> Value:
-    """A password manager's: two groups of six and five of five, of letters that are told apart easily."""
-    letters = "ABCDEFGHJKLMNPQRSTVWXYZ23456789"
-    sizes = (6, 6, 5, 5, 5, 5)
-    return whole("-".join(["A3", *("".join(random.choices(letters, k=size)) for size in sizes)]))
-
-
-def web_key(random: Random) -> Value:
-    """A private JSON Web Key on one line; `d` is the secret."""
-    secret = some(random, "w", 43)
-    key = {"kty": "EC", "crv": "P-256", "x": some(random, "w", 43), "y": some(random, "w", 43), "d": secret}
-    return Value(text=json.dumps(key, separators=(",", ":")), secrets=(secret,))
-
-
-def putty_key(random: Random) -> Value:
-    body = textwrap.wrap(base64.b64encode(random.randbytes(300)).decode(), 64)
-    public = textwrap.wrap(base64.b64encode(b"\x00\x00\x00\x07ssh-rsa" + random.randbytes(130)).decode(), 64)
-    lines = ["PuTTY-User-Key-File-3: ssh-rsa", "Encryption: none", "Comment: deploy", f"Public-Lines: {len(public)}"]
-    lines += [*public, f"Private-Lines: {len(body)}", *body, f"Private-MAC: {some(random, 'x', 64)}"]
-    return Value(text="\n".join(lines), secrets=tuple(line for line in body if len(line) >= 12))
-
-
-def fernet_key(random: Random) -> Value:
-    return whole(base64.urlsafe_b64encode(random.randbytes(32)).decode())
-
-
-def byte_pairs(random: Random) -> Value:
-    """A key as a device shows it: bytes in hex with colons."""
-    return whole(":".join(some(random, "X", 2) for _ in range(32)))
 
 
 AWS = Family(
@@ -354,35 +273,6 @@ PLATFORMS = Family(
     ),
 )
 
-PATTERNS = Family(
-    name="passwords by pattern",
-    kinds=(
-        drawn_kind("keyboard-walk", "VPN", "VPN_PASSWORD RADIUS_PASSWORD", keyboard_walk, rule=False, form="password"),
-        drawn_kind("firm-quarter", "Jenkins", "JENKINS_PASS SVC_PASSWORD", firm_password, rule=False, form="password"),
-        drawn_kind(
-            "foreign-word", "router", "ROUTER_PASSWD FTP_PASSWORD", foreign_password, rule=False, form="password"
-        ),
-        drawn_kind("first-letters", "Oracle", "ORACLE_PWD SYS_PASSWORD", first_letters, rule=False, form="password"),
-        drawn_kind("name-date", "Samba", "SMB_PASSWORD NAS_PASS", name_and_date, rule=False, form="password"),
-        drawn_kind("pronounceable", "IPMI", "IPMI_PASSWORD BMC_PASSWORD", pronounceable, rule=False, form="password"),
-    ),
-)
-
-RECOVERY = Family(
-    name="recovery codes",
-    kinds=(
-        drawn_kind("disk", "BitLocker", "BITLOCKER_RECOVERY_KEY", groups("d", 6, 8), rule=False, form="token"),
-        drawn_kind("file-vault", "FileVault", "FILEVAULT_RECOVERY_KEY", groups("u", 4, 6), rule=False, form="token"),
-        drawn_kind("emergency", "1Password", "OP_SECRET_KEY", emergency_key, rule=True, form="token"),
-        drawn_kind("app-password", "Apple", "APPLE_APP_SPECIFIC_PASSWORD", groups("s", 4, 4), rule=False, form="token"),
-        drawn_kind("mail-app", "Gmail", "GMAIL_APP_PASSWORD", groups("s", 4, 4, " "), rule=False, form="phrase"),
-        drawn_kind("backup", "GitHub", "BACKUP_CODE RECOVERY_CODE", groups("x", 5, 2), rule=False, form="token"),
-        drawn_kind(
-            "chat-backup", "WhatsApp", "BACKUP_ENCRYPTION_KEY", groups("l", 4, 16, " "), rule=False, form="phrase"
-        ),
-    ),
-)
-
 WORK_TOOLS = Family(
     name="work tools",
     kinds=(
@@ -408,19 +298,7 @@ WORK_TOOLS = Family(
     ),
 )
 
-AT_REST = Family(
-    name="keys at rest",
-    kinds=(
-        drawn_kind("fernet", "Airflow", "FERNET_KEY", fernet_key, rule=False, form="token"),
-        drawn_kind("web-key", "OIDC", "SIGNING_JWK", web_key, rule=False, form="connection"),
-        drawn_kind("putty", "deploy", "PPK_KEY", putty_key, rule=True, form="block"),
-        drawn_kind("byte-pairs", "LoRaWAN", "APP_SESSION_KEY NETWORK_KEY", byte_pairs, rule=False, form="token"),
-        token("signal-hmac", "webhook", "HMAC_SECRET COOKIE_SECRET", "{b:44}", rule=False),
-        token("ansible", "Ansible", "ANSIBLE_VAULT_PASSWORD", "{l:32}", rule=False),
-    ),
-)
-
 FAMILIES = (
     *(AWS, AZURE, SIGNED_URLS, WEBHOOKS, BOTS, BASIC_AUTH, MODELS, OBSERVABILITY, REGISTRIES, PLATFORMS),
-    *(PATTERNS, RECOVERY, WORK_TOOLS, AT_REST),  # new in version 2
+    WORK_TOOLS,  # new in version 2
 )

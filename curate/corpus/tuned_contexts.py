@@ -308,8 +308,23 @@ def chat_paste(planted: Planted, draw: Random) -> str:
     )
 
 
+@context("wrapped table cell", frozenset({"token", "url", "connection"}))
+def wrapped_cell(planted: Planted, draw: Random) -> str:
+    """A table drawn as wide as the terminal: a long value goes on in the next line of its cell."""
+    width = draw.choice([24, 30, 36])
+    rows = [*settings(draw, 2), (planted.variable, planted.text)]
+    left = max(len(name) for name, _ in rows)
+    lines = [f"┏{'━' * (left + 2)}┳{'━' * (width + 2)}┓", f"┃ {'Name':<{left}} ┃ {'Value':<{width}} ┃"]
+    lines.append(f"┡{'━' * (left + 2)}╇{'━' * (width + 2)}┩")
+    for name, value in rows:
+        for number, at in enumerate(range(0, len(value), width)):
+            lines.append(f"│ {'' if number else name:<{left}} │ {value[at : at + width]:<{width}} │")
+    return "\n".join([*lines, f"└{'─' * (left + 2)}┴{'─' * (width + 2)}┘"])
+
+
 CONTEXTS: tuple[Context, ...] = (
     *(shell_export, dotenv, json_result, cat_n, curl_header, kubernetes_secret, git_diff, log_line, ini, toml),
     *(source_literal, docker_inspect, terraform, yaml, compose, docker_run, grep, header_dump),
     *(prose, wrapped, commit_message, properties, chat_paste),  # held out in version 1
+    wrapped_cell,  # held out in version 2
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 from curate.corpus.kind import Family, Value, drawn_kind, some, token, whole
+from curate.corpus.tuned_passwords import PATTERNS, RECOVERY
 from curate.corpus.words import chosen_word
 
 OPENSSH_HEAD = b"".join(
@@ -129,6 +130,30 @@ def licence_key(random: Random) -> Value:
 
 def wireguard_key(random: Random) -> Value:
     return whole(base64.b64encode(random.randbytes(32)).decode())
+
+
+def web_key(random: Random) -> Value:
+    """A private JSON Web Key on one line; `d` is the secret."""
+    secret = some(random, "w", 43)
+    key = {"kty": "EC", "crv": "P-256", "x": some(random, "w", 43), "y": some(random, "w", 43), "d": secret}
+    return Value(text=json.dumps(key, separators=(",", ":")), secrets=(secret,))
+
+
+def putty_key(random: Random) -> Value:
+    body = textwrap.wrap(base64.b64encode(random.randbytes(300)).decode(), 64)
+    public = textwrap.wrap(base64.b64encode(b"\x00\x00\x00\x07ssh-rsa" + random.randbytes(130)).decode(), 64)
+    lines = ["PuTTY-User-Key-File-3: ssh-rsa", "Encryption: none", "Comment: deploy", f"Public-Lines: {len(public)}"]
+    lines += [*public, f"Private-Lines: {len(body)}", *body, f"Private-MAC: {some(random, 'x', 64)}"]
+    return Value(text="\n".join(lines), secrets=tuple(line for line in body if len(line) >= 12))
+
+
+def fernet_key(random: Random) -> Value:
+    return whole(base64.urlsafe_b64encode(random.randbytes(32)).decode())
+
+
+def byte_pairs(random: Random) -> Value:
+    """A key as a device shows it: bytes in hex with colons."""
+    return whole(":".join(some(random, "X", 2) for _ in range(32)))
 
 
 LLM = Family(
@@ -383,7 +408,20 @@ OFFLINE = Family(
     ),
 )
 
+AT_REST = Family(
+    name="keys at rest",
+    kinds=(
+        drawn_kind("fernet", "Airflow", "FERNET_KEY", fernet_key, rule=False, form="token"),
+        drawn_kind("web-key", "OIDC", "SIGNING_JWK", web_key, rule=False, form="connection"),
+        drawn_kind("putty", "deploy", "PPK_KEY", putty_key, rule=True, form="block"),
+        drawn_kind("byte-pairs", "LoRaWAN", "APP_SESSION_KEY NETWORK_KEY", byte_pairs, rule=False, form="token"),
+        token("signal-hmac", "webhook", "HMAC_SECRET COOKIE_SECRET", "{b:44}", rule=False),
+        token("ansible", "Ansible", "ANSIBLE_VAULT_PASSWORD", "{l:32}", rule=False),
+    ),
+)
+
 FAMILIES = (
     *(LLM, VCS, GOOGLE, PAYMENT, DATABASES, PRIVATE_KEYS, SESSIONS, HEX_KEYS, MAIL),
     *(PASSWORDS, UUID_KEYS, OFFLINE),  # held out in version 1
+    *(PATTERNS, RECOVERY, AT_REST),  # held out in version 2
 )
