@@ -74,7 +74,7 @@ def test_every_published_dataset_is_whole_and_small() -> None:
     folders = [path for path in (ROOT / "datasets").iterdir() if path.is_dir()]
     assert folders
     for folder in folders:
-        Dataset.open(folder).verify()
+        assert Dataset.open(folder).verify() == []
     assert sum(path.stat().st_size for path in (ROOT / "datasets").rglob("*") if path.is_file()) < 10_000_000
 
 
