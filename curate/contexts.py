@@ -139,6 +139,9 @@ _BITS = 18  # of evidence that a value was drawn by chance
 _WORD_PART = re.compile(r"[A-Z]?[a-z]*\d{0,3}|[A-Z]*\d{0,3}|(?:[A-Z]{0,3}[a-z]{2,}\d{0,2})+|\d{1,4}|v\d+")
 _PATH_OR_URL = re.compile(r"[.~]{0,2}/|[a-z][a-z0-9+.-]*://|[A-Z]:\\|[a-z]+:[a-z]+[/:]", re.IGNORECASE)
 _NO_PASSWORD_CHARACTER = re.compile(r"[\s\\({\[<]")
+# A call, an index, a field of a template, an element, a variable.
+_NO_LITERAL = re.compile(r"[\s\\]|\w[(\[]|\{\w*\}|<\w|\A[$&{(\[<]|\A[%@!]\w+%?\Z|\W{6,}|\A\W+\Z")
+_REFERENCE = re.compile(r"\$[A-Za-z_]\w*|![a-z]+")  # a variable, a tag of YAML
 _SYMBOL = re.compile(r"[!@#$%^&*+=?~]")
 
 
@@ -252,7 +255,7 @@ def _in_prose(text: str, end: int, kind: str) -> Iterator[Finding]:
         value = match["value"].rstrip(".,;:!?")
         if match["value"][len(value) :].startswith(("!", "?")):
             value += match["value"][len(value)]  # a password may well end so
-        accepted = is_token(value)
+        accepted = is_token(value) or is_code(value)
         if kind == "password":
             told = pattern is not _PROSE_BESIDE or match.start("value") <= end + 3
             accepted = is_strong(value) or (told and (is_simple(value) or is_passphrase(value)))
@@ -305,6 +308,18 @@ def is_simple(value: str) -> bool:
 def is_passphrase(value: str) -> bool:
     """Whether a value is four or more words with one mark between them, as diceware makes."""
     return _PASSPHRASE.fullmatch(value) is not None and _is_value(value)
+
+
+def is_code(value: str) -> bool:
+    """Whether a value is a code in even groups of letters and digits, such as `c9ce5-77d61`."""
+    parts = value.split("-")
+    return (
+        len(parts) > 1
+        and len(set(map(len, parts))) == 1
+        and len(parts[0]) >= 4
+        and value.replace("-", "").isalnum()
+        and all(any(map(str.isdigit, part)) for part in parts)
+    )
 
 
 def is_secret(value: str) -> bool:
@@ -361,11 +376,24 @@ def is_varied(value: str) -> bool:
 
 def _is_value(value: str) -> bool:
     return (
-        value.lower().rstrip("0123456789") not in _NO_SECRETS
+        _REFERENCE.fullmatch(value) is None
+        and value.lower().rstrip("0123456789") not in _NO_SECRETS
         and _NO_PASSWORD_CHARACTER.search(value) is None
         and _NO_SECRET_PART.search(value) is None
         and _PATH_OR_URL.match(value) is None
         and len(set(value)) >= 4
+    )
+
+
+def is_literal_value(value: str) -> bool:
+    """Whether a value that stands where a secret does is written out there, whatever it looks like."""
+    return (
+        value.lower().rstrip("0123456789") not in (_NO_SECRETS - {""})
+        and _NO_LITERAL.search(value) is None
+        and _NO_SECRET_PART.search(value) is None
+        and _PATH_OR_URL.match(value) is None
+        and _ALGORITHM.fullmatch(value) is None
+        and len(set(value)) >= 2
     )
 
 

@@ -27,6 +27,7 @@ from curate.bare import find_bare
 from curate.contexts import find_in_context
 from curate.glance import MASK, Glance
 from curate.identity import Identities, Names, pseudonyms
+from curate.named import find_named
 from curate.recipe import RedactionPolicy
 from curate.seen import SeenSecrets
 from curate.shapes import SEEN, Finding, find_shapes
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from capture.secret import SeenSecret
     from capture.trajectory import Trajectory
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Goes up whenever the same text may come out differently; part of every policy name."""
 
 IDENTITY_KINDS = identity.KINDS
@@ -248,6 +249,7 @@ class Redactor:
                 yield Finding(start=match.start(), end=match.end(), kind="named_value", rank=SEEN, value=match[0])
         yield from find_shapes(glance)
         yield from find_in_context(glance)
+        yield from find_named(glance)
         if looks and glance.looks:
             yield from find_bare(glance)
         if self._scan is not None:

@@ -111,6 +111,7 @@ _SHAPES: tuple[tuple[str, str, str, bool], ...] = (
     ("tailscale_key", "tskey-", rf"[a-z]+-{_W}{{16,}}", True),
     ("pulumi_token", "pul-", r"[0-9a-f]{40}", False),
     ("vault_token", "hvs. hvb. hvr.", rf"{_W}{{24,}}", False),
+    ("minisign_secret_key", "RWRTY0Iy", r"[A-Za-z0-9+/]{30,}={0,2}", True),
     ("age_secret_key", "AGE-SECRET-KEY-1", r"[0-9A-Z]{58}", True),
     ("jwt", "eyJ", rf"{_W}{{8,}}\.{_W}{{8,}}\.{_W}{{8,}}(?:\.{_W}{{8,}}){{0,2}}", False),
     (
@@ -129,6 +130,12 @@ _INNER_SHAPES: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     (".atlasv1.", "terraform_token", re.compile(rf"{_A}{{14}}\.atlasv1\.[A-Za-z0-9_=-]{{60,}}")),
     ("Q~", "azure_client_secret", re.compile(r"[A-Za-z0-9_~.-]{3}[78]Q~[A-Za-z0-9_~.-]{31,34}")),
 )
+# Recovery keys in groups: BitLocker's, FileVault's, that of a password manager.
+_RECOVERY = re.compile(
+    r"(?<![\w-])(?:\d{6}(?:-\d{6}){7}|(?=[A-Z-]*\d)(?=[\d-]*[A-Z])[A-Z0-9]{4}(?:-[A-Z0-9]{4}){5}"
+    r"|A3-[A-Z0-9]{6}(?:-[A-Z0-9]{5,6}){5})(?![\w-])"
+)
+_IN_GROUPS = re.compile(r"-[A-Z0-9]{4,6}-[A-Z0-9]{4,6}-[A-Z0-9]{4,6}-")  # what they share
 _DISCORD = re.compile(rf"[MNO]{_W}{{23,27}}\.{_W}{{6}}\.{_W}{{27,40}}")
 
 _BY_PREFIX = {
@@ -167,9 +174,15 @@ _PEM = re.compile(
     # padding that it belongs.
     rf"(?:(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}}){{0,2}}+{_BREAK}?+[+-]?{_PEM_END}|(?:{_BREAK}[A-Za-z0-9+/]{{1,75}}={{1,2}})?+)"
 )
+# What a PuTTY key file holds of a private key, and the sum behind it.
+_PUTTY = re.compile(
+    rf"Private-Lines: \d{{1,3}}(?P<value>(?:{_BREAK}[A-Za-z0-9+/=]{{2,}}+(?![:-]))++"
+    rf"(?:{_BREAK}Private-MAC: ?[0-9a-fA-F]{{32,64}})?)"
+)
 _PEM_END_ONLY = re.compile(_PEM_END)
 _BASE64_LINE = re.compile(r"(?<!\\)[A-Za-z0-9+/=]+")  # not the letter of an escaped new line
 _BREAK_ONLY = re.compile(r"(?:\s|\\+[nrt])+")
+_BREAK_BEFORE = re.compile(_BREAK)
 _LONGEST_TAIL = 8_000  # characters
 # A private key without its first line: how the DER of PKCS#1, PKCS#8 and SEC 1 begins in base64.
 _DER_MAGIC = re.compile(r"MI(?:[I-L][A-Za-z0-9+/]{2}[AQgw]IBA|GHAgEA|GkAgEBBDA)|MHcCAQEE|MC4CAQAwBQYDK2Vw")
@@ -209,6 +222,8 @@ def find_shapes(glance: Glance) -> list[Finding]:
     inner = [(kind, pattern) for needle, kind, pattern in _INNER_SHAPES if needle in joined]
     if _DISCORD.search(joined):
         inner.append(("discord_token", _DISCORD))
+    if _IN_GROUPS.search(joined):
+        findings += [_finding(*match.span(), "recovery_code", text) for match in _RECOVERY.finditer(text)]
     for kind, pattern in inner:
         findings += [
             _finding(match.start(), match.end(), kind, text)
@@ -272,6 +287,10 @@ def _private_keys(glance: Glance, joined: str) -> Iterator[Finding]:
             start = _tail_start(text, marker.start())
             if start < marker.start() and "XXXX" not in text[start : marker.start()]:
                 yield _finding(start, marker.end(), "private_key", text)
+    if glance.at(b"private-lines"):
+        for match in _PUTTY.finditer(text):
+            begin = match.start("value") + len(_BREAK_BEFORE.match(match["value"])[0])  # type: ignore[index]
+            yield _finding(begin, match.end(), "private_key", text)
     if _DER_MAGIC.search(joined):
         for match in _DER.finditer(text):
             yield _finding(*match.span(), "private_key", text)

@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from urllib.parse import unquote
 
 from curate.glance import Glance, is_wide_line
@@ -130,6 +131,7 @@ def views(glance: Glance) -> Iterator[View | Decoded]:
         yield from _around(text, _PERCENT_SIGNS, _PERCENT, _unpercent)
     yield from _streamed(glance)
     yield from _unwrapped(glance)
+    yield from _cells(glance)
     yield from _decoded(glance)
 
 
@@ -241,6 +243,55 @@ def _unwrapped(glance: Glance) -> Iterator[View]:
             yield replace(_joined(text, found), looks=looks)
 
 
+def _cells(glance: Glance) -> Iterator[View]:
+    """The rows of drawn tables of which a cell goes on in the line below, each cell put together."""
+    text = glance.text
+    pieces: list[tuple[int, int]] = []
+    done = 0
+    data = glance.data
+    for at_blank in glance.at(*_BLANK_CELL_SIGNS):
+        if at_blank < done or _BLANK_CELL.match(data, at_blank) is None:
+            continue
+        last = text.rfind("\n", 0, at_blank) + 1
+        first = text.rfind("\n", 0, max(0, last - 1)) + 1
+        bars = _bars(text, first)
+        lines = [first]
+        at = last
+        while bars and len(lines) < _MOST_LINES and _bars(text, at) == bars and _has_blank_cell(text, at, bars):
+            lines.append(at)
+            at = text.find("\n", at) + 1
+            if not at:
+                break
+        if len(lines) < 2:
+            continue
+        done = at or len(text)
+        found: list[tuple[int, int]] = []
+        for low, high in pairwise(bars):
+            for line in lines:
+                cell = text[line + low + 1 : line + high]
+                if bare := cell.strip():
+                    begin = line + low + 1 + cell.index(bare)
+                    found.append((begin, begin + len(bare)))
+            found.append((first + high, first + high + 1))
+        pieces += [(first + bars[0], first + bars[0] + 1), *found, (last, last)]
+    if pieces:
+        yield _joined(text, pieces)
+
+
+def _bars(text: str, line: int) -> tuple[int, ...]:
+    """Columns of a line that hold the bars of a table's row; none where the line is none."""
+    end = text.find("\n", line)
+    row = text[line : end if end >= 0 else len(text)]
+    if len(row) > _WIDEST_TABLE or row.rstrip()[-1:] not in _BARS:
+        return ()
+    return tuple(match.start() for match in _BAR.finditer(row))
+
+
+def _has_blank_cell(text: str, line: int, bars: tuple[int, ...]) -> bool:
+    cells = [text[line + low + 1 : line + high].strip() for low, high in pairwise(bars)]
+    return any(cells) and not all(cells)
+
+
 def _is_wrapped(data: bytes, end: int) -> bool:
     """Whether the line that ends here is prose or a log that a terminal broke, rather than part of an encoded file."""
     return is_wide_line(data, end) and b" " in data[data.rfind(b"\n", 0, end) + 1 : end].strip()
@@ -258,6 +309,13 @@ def _is_token_end(data: bytes, at: int) -> bool:
     return at > 1 and data[at - 1] in _TOKEN_ENDS and data[at - 2 : at] != b"--"
 
 
+_BARS = ("|", "│", "┃", "║")
+_BAR = re.compile(r"[|│┃║]")
+# A question mark stands for a bar that is not ASCII.
+_BLANK_CELL_SIGNS = (b"|   ", b"?   ")
+_BLANK_CELL = re.compile(rb"[|?] {3,}(?=[|?])")
+_MOST_LINES = 60
+_WIDEST_TABLE = 1_000
 _JOINTS = ("=", ".", "~", "+", "/", "-", "_")
 _TOKEN_ENDS = LETTERS + b"=.~\"'\\"
 
