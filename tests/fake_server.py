@@ -83,12 +83,14 @@ class FakeServer:
             self._timer.cancel()
         assert self._server is not None
         self._server.close()
-        for connection in tuple(self._open):
-            connection.transport.abort()
-        for _ in range(100):
-            if not self._open:
-                break
+        quiet = 0
+        for _ in range(200):
+            for connection in tuple(self._open):
+                connection.transport.abort()
             await asyncio.sleep(0.005)
+            quiet = 0 if self._open else quiet + 1
+            if quiet == 3:  # what was being accepted has arrived by then
+                break
         await self._server.wait_closed()
 
     # -- answers
