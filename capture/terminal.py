@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+_FG_UNDER_WAY_S = 0.5  # longer than a shell on a busy machine takes to hand its terminal over
 
 
 class CannotRun(OSError):
@@ -165,7 +167,7 @@ class _Agent:
     def _stop_too(self, reason: int) -> None:
         if self._hand is None:
             return  # the terminal, or whoever stopped it, is not ours to answer for
-        if reason in (signal.SIGTTIN, signal.SIGTTOU) and self._hand.give(self.pid):
+        if reason in (signal.SIGTTIN, signal.SIGTTOU) and self._is_handed(self._hand):
             self.on_continue(signal.SIGCONT, None)  # it asked for the terminal and then `fg` brought it
             return
         self._hand.take_back(self.pid)
@@ -177,6 +179,18 @@ class _Agent:
             signal.signal(signal.SIGTSTP, before)  # runs the handler of the SIGCONT that brought us here
         if not self._continued:  # no shell could have continued us, so the system did not stop us
             self.on_continue(signal.SIGCONT, None)
+
+    def _is_handed(self, hand: _Hand) -> bool:
+        """Whether the terminal is the agent's now, or within a moment.
+
+        An `fg` under way sends a job that it believes to run no SIGCONT, so stopping would throw the job out again.
+        """
+        deadline = time.monotonic() + _FG_UNDER_WAY_S
+        while not hand.give(self.pid):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
 
 def _has_controlling_terminal() -> bool:
