@@ -215,7 +215,7 @@ def _records_frame(records: Sequence[RequestRecord]) -> polars.DataFrame:
     for field in dataclasses.fields(RequestRecord):
         if field.name in _INTEGERS:
             schema[field.name] = polars.Int64()
-        elif field.name == "ideal_cached_share":
+        elif field.name in ("ideal_cached_share", "distinct_share"):
             schema[field.name] = polars.Float64()
         elif field.name == "content_gaps_us":
             schema[field.name] = polars.List(polars.Int64)

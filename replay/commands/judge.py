@@ -1,0 +1,74 @@
+"""`agentdyno replay verify` and `report`: a finished run, looked at again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from capture.fault import EnvironmentFault
+from replay.commands.shared import (
+    FILE,
+    FOLDER,
+    plain_faults,
+)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as a JSON list.")
+def verify(run_folder: Path, as_json: bool) -> None:
+    """Compute the score of RUN again from its records; exit code 1 when anything differs.
+
+    \b
+    agentdyno replay verify runs/first
+    """
+    with plain_faults():
+        from replay.runfolder import RunFault, RunFolder
+        from replay.verify import verify as verify_run
+
+        try:
+            differences = verify_run(RunFolder(path=run_folder))
+        except (RunFault, FileNotFoundError) as fault:
+            raise EnvironmentFault(str(fault)) from fault
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps([dataclasses.asdict(difference) for difference in differences], indent=1))
+    elif differences:
+        for difference in differences[:10]:
+            click.echo(str(difference))
+        if len(differences) > 10:
+            click.echo(f"… and {len(differences) - 10} more")
+        click.echo(f"{run_folder}: {len(differences)} differences: the score does not follow from these files")
+    else:
+        click.echo(f"{run_folder}: the score follows from its records")
+    if differences:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=FOLDER)
+@click.option("--out", type=FILE, help="Where to write it. [default: RUN/report.html]")
+def report(run_folder: Path, out: Path | None) -> None:
+    """Write a self-contained HTML report of RUN.
+
+    \b
+    agentdyno replay report runs/first
+    """
+    with plain_faults():
+        from replay.report import write_report
+        from replay.runfolder import RunFault, RunFolder
+
+        try:
+            path = write_report(RunFolder(path=run_folder), out)
+        except (RunFault, FileNotFoundError) as fault:
+            raise EnvironmentFault(str(fault)) from fault
+        click.echo(str(path))
+
+
+COMMANDS = (
+    verify,
+    report,
+)
