@@ -310,25 +310,20 @@ def test_nothing_is_approved_when_all_was_dropped(sample: Path) -> None:
 # Commands
 
 
-def test_the_commands_say_what_they_did_and_end_cleanly(sample: Path, tmp_path: Path) -> None:
-    ready = tmp_path / "url"
-    review = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "agentdyno",
-            "curate",
-            "review",
-            str(sample),
-            "--no-browser",
-            "--ready-file",
-            str(ready),
-        ],
+def reviewing(folder: Path, ready: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "agentdyno", "curate", "review", str(folder)]
+    return subprocess.Popen(
+        [*command, "--no-browser", "--ready-file", str(ready)],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_the_commands_say_what_they_did_and_end_cleanly(sample: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "url"
+    review = reviewing(sample, ready)
     try:
         assert review.stdout is not None
         url = review.stdout.readline().strip()
@@ -401,22 +396,7 @@ def test_the_browser_is_led_by_a_file_that_only_its_owner_reads(sample: Path, mo
 
 def test_a_decision_that_was_answered_survives_a_kill(sample: Path, tmp_path: Path) -> None:
     ready = tmp_path / "url"
-    review = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "agentdyno",
-            "curate",
-            "review",
-            str(sample),
-            "--no-browser",
-            "--ready-file",
-            str(ready),
-        ],
-        cwd=Path(__file__).parent.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    review = reviewing(sample, ready)
     try:
         until = time.monotonic() + 60
         while not ready.exists():
@@ -429,7 +409,7 @@ def test_a_decision_that_was_answered_survives_a_kill(sample: Path, tmp_path: Pa
         assert (status, told["state"]) == (200, "dropped")
     finally:
         review.kill()
-        review.wait()
+        review.communicate()
     standing = Decisions(sample).standing(case.session_id, case.digest)
     assert standing.state == "dropped"
     assert standing.decision is not None

@@ -47,6 +47,14 @@ def _fields(**words: str) -> frozenset[str]:
     return frozenset(f"{prefix}.{word}" for prefix, named in words.items() for word in named.split())
 
 
+_OTEL = _fields(  # spans hold no text, so that of a session changes nothing
+    session="session_id source harness harness_version token_source license",
+    request="request_index agent_path model stream status retry_of t_send_us t_first_token_us t_end_us gap_us "
+    "gap_kind think_us context_event prompt_tokens cache_read_tokens cache_write_tokens completion_tokens "
+    "reasoning_tokens max_tokens temperature stop kind relation permission_us client_us",
+    tool_call="tool_call_id agent_path name kind wall_us result_bytes exit_code timed_out internal_source",
+)
+
 # By format and whether the sessions have text.
 CARRIED: dict[tuple[str, bool], frozenset[str]] = {
     ("weka", False): _fields(
@@ -92,20 +100,8 @@ CARRIED: dict[tuple[str, bool], frozenset[str]] = {
         message="role content reasoning_content tool_call_id tool_calls is_error omitted_bytes",
         tool="name description parameters",
     ),
-    ("otel", False): _fields(
-        session="session_id source harness harness_version token_source license",
-        request="request_index agent_path model stream status retry_of t_send_us t_first_token_us t_end_us gap_us "
-        "gap_kind think_us context_event prompt_tokens cache_read_tokens cache_write_tokens completion_tokens "
-        "reasoning_tokens max_tokens temperature stop kind relation permission_us client_us",
-        tool_call="tool_call_id agent_path name kind wall_us result_bytes exit_code timed_out internal_source",
-    ),
-    ("otel", True): _fields(
-        session="session_id source harness harness_version token_source license",
-        request="request_index agent_path model stream status retry_of t_send_us t_first_token_us t_end_us gap_us "
-        "gap_kind think_us context_event prompt_tokens cache_read_tokens cache_write_tokens completion_tokens "
-        "reasoning_tokens max_tokens temperature stop kind relation permission_us client_us",
-        tool_call="tool_call_id agent_path name kind wall_us result_bytes exit_code timed_out internal_source",
-    ),
+    ("otel", False): _OTEL,
+    ("otel", True): _OTEL,
     ("agentperf-local", True): _fields(
         session="harness num_compactions token_source",
         request="request_index agent_path parent_request_index retry_of t_send_us t_end_us prompt_spans prompt_tokens "
