@@ -416,7 +416,7 @@ def _request(row: Row, *, with_text: bool) -> Request:
         new_input=tuple(row["new_input"]),
         new_output=None if row["new_output"] is None else tuple(row["new_output"]),
         tool_call_ids=tuple(row["tool_call_ids"]),
-        block_hashes=None if row["block_hashes"] is None else tuple(row["block_hashes"]),
+        block_hashes=tuple(hashes) if isinstance(hashes := row["block_hashes"], list) else hashes,
         itl_us=None if row["itl_us"] is None else tuple(row["itl_us"]),
         exchange_id=None,
     )

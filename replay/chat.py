@@ -97,10 +97,13 @@ def encode_message(role: str, content: str, message: Message, cutter: Cutter | N
     return Piece(data=msgspec.json.encode(shape), tokens=None if cutter is None else tokens)
 
 
+def sendable(text: str) -> str:
+    """A text as UTF-8 can carry it: half a surrogate pair, as a truncated tool result may hold, becomes `?`."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _shorten(text: str, cutter: Cutter | None) -> tuple[str, int]:
-    if not text.isascii():
-        # Half a surrogate pair, as a truncated tool result may hold, cannot be sent as UTF-8.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+    text = sendable(text)
     return (text, 0) if cutter is None else cutter.cut(text)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import math
 import random
@@ -12,8 +14,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from capture.atomic import write_atomically
-from replay.rules import TEMPERATURE, ContextPolicy, DelayPolicy, Isolation, LengthPolicy
-from replay.script import NothingToReplay, PreparedRequest, Prompts, Rules, Script, Turn, compile_script
+from replay.compile import SessionScript, compile_script
+from replay.delay import DelayPolicy, Durations
+from replay.rules import TEMPERATURE, ContextPolicy, History, Isolation, LengthPolicy, Retries
+from replay.script import NothingToReplay, PreparedRequest, Prompts, Rules, Script, Turn, redraw
+from replay.token_script import TokenScript, shared_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,11 +26,14 @@ if TYPE_CHECKING:
 
     from capture.trajectory import Trajectory
     from replay.chat import Cutter
+    from replay.delay import Gap
 
 __all__ = [
     "PLAN_VERSION",
     "ContextPolicy",
     "DelayPolicy",
+    "EmptyPlan",
+    "History",
     "Isolation",
     "LeftOut",
     "LengthPolicy",
@@ -33,6 +41,7 @@ __all__ = [
     "PlanFile",
     "Play",
     "PreparedRequest",
+    "Retries",
     "Script",
     "SessionPlan",
     "Turn",
@@ -41,7 +50,7 @@ __all__ = [
     "token_id_range",
 ]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 DEFAULT_TOKEN_IDS = (1_000, 30_000)
 """Ids that nearly every vocabulary uses for plain text: specials sit below, padding and added tokens above."""
@@ -69,6 +78,14 @@ class LeftOut:
     reason: str
 
 
+class EmptyPlan(ValueError):
+    """No session is left; `left_out` says why of each."""
+
+    def __init__(self, text: str, left_out: tuple[LeftOut, ...]) -> None:
+        super().__init__(text)
+        self.left_out = left_out
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
     """What one session of the plan amounts to, after the rules."""
@@ -81,8 +98,11 @@ class SessionPlan:
     output_tokens: int
     longest_context_tokens: int | None  # prompt and output of its longest turn
     delay_us: dict[str, int]  # summed by kind of gap
+    delay_rules: dict[str, int]  # how many of its turns wait under which mode of rule
+    overlapping_turns: int  # that start at a dispatch, while the request that they follow is in flight
     recorded_api_us: int | None  # what its answers took when they were recorded
-    ideal_cached_share: float  # of its prompt tokens, with a cache that forgets nothing
+    ideal_cached_share: float  # of its prompt tokens, with a cache that forgets nothing within one play
+    head_tokens: int  # most of any turn that all plays share; exact for token ids, an estimate for text
     requests_left_out: dict[str, int]  # by reason
     digest: str  # over its turns: order, delays, lengths
 
@@ -96,6 +116,10 @@ class PlanFile:
     seed: int
     once: bool
     isolation: Isolation
+    share_head: bool  # system message and tools stay shared between the plays of the run
+    history: History
+    retries: Retries
+    refused_fields: tuple[str, ...]  # that this server does not take: its requests go without them
     nonce: str  # part of every salt; drawn anew for each run, so that a warm server knows none of its prompts
     delay: DelayPolicy
     delay_policy_id: str
@@ -123,6 +147,10 @@ class Plan:
     seed: int
     once: bool
     isolation: Isolation
+    share_head: bool
+    history: History
+    retries: Retries
+    refused_fields: tuple[str, ...]  # that this server does not take: its requests go without them
     nonce: str
     delay: DelayPolicy
     length: LengthPolicy
@@ -138,35 +166,38 @@ class Plan:
         return self.scripts[session_id]
 
     def plays(
-        self, agent: int, *, agents: int | None = None, start_offset_turns: int = 0, trial: int = 0
+        self, agent: int, *, agents: int | None = None, start_offset_turns: int = 0, trial: int = 0, draw: int = 0
     ) -> Iterator[Play]:
         """What an agent plays, in order.
 
         Endless: seeded permutations of the sessions, the first play starting up to `start_offset_turns` turns in. An
         agent gets the same sessions at every number of agents, and the first plays of n agents are n unlike sessions.
         With `once`: every session exactly once over all `agents` (1 unless given), largest first, dealt in turn, each
-        from its first turn on. `trial` changes nothing but the salts, so that one trial cannot warm the next.
+        from its first turn on. `trial` changes nothing but the salts, so that one trial cannot warm the next. Each
+        `draw` is another seeded order of sessions and other start offsets, so that trials of one level are not one
+        trial repeated.
         """
-        sequence = self._once(agent, agents or 1) if self.once else self._endless(agent)
+        sequence = self._once(agent, agents or 1) if self.once else self._endless(agent, draw)
         for play, session_id in enumerate(sequence):
             first_turn = 0
             if play == 0 and not self.once and start_offset_turns > 0:
                 last = len(self.scripts[session_id].turns) - 1
-                first_turn = self._random("offset", agent).randint(0, min(start_offset_turns, last))
+                first_turn = self._random("offset", agent, draw=draw).randint(0, min(start_offset_turns, last))
             salt = self._salt(trial, agent, play)
             yield Play(agent=agent, play=play, session_id=session_id, salt=salt, first_turn=first_turn)
 
-    def _random(self, *names: object) -> random.Random:
-        return random.Random(":".join(map(str, (self.seed, *names))))
+    def _random(self, *names: object, draw: int) -> random.Random:
+        drawn = ("draw", draw) if draw else ()
+        return random.Random(":".join(map(str, (self.seed, *names, *drawn))))
 
-    def _endless(self, agent: int) -> Iterator[str]:
+    def _endless(self, agent: int, draw: int) -> Iterator[str]:
         start = list(self.session_ids)
-        self._random("start").shuffle(start)
+        self._random("start", draw=draw).shuffle(start)
         first = start[agent % len(start)]
         epoch = 0
         while True:
             order = list(self.session_ids)
-            self._random("order", agent, epoch).shuffle(order)
+            self._random("order", agent, epoch, draw=draw).shuffle(order)
             if epoch == 0:
                 order.remove(first)
                 order.insert(0, first)
@@ -184,9 +215,12 @@ class Plan:
         """Sixteen digits, or nothing without isolation."""
         if self.isolation == "none":
             return ""
-        names = ("run",) if self.isolation == "run" else ("play", trial, agent, play)
-        digest = hashlib.sha256(":".join(map(str, (self.nonce, self.seed, *names))).encode()).digest()
-        return f"{int.from_bytes(digest[:8], 'big') % 10**16:016d}"
+        names: dict[Isolation, tuple[object, ...]] = {
+            "run": ("run",),
+            "agent": ("agent", trial, agent),
+            "play": ("play", trial, agent, play),
+        }
+        return _salt(self.nonce, self.seed, *names[self.isolation])
 
     def summary(self) -> PlanFile:
         """The plan as its file holds it."""
@@ -198,7 +232,8 @@ class Plan:
         shares = [session.ideal_cached_share for session in sessions]
         cached = sum(weight * share for weight, share in zip(weights, shares, strict=True))
         rules = (
-            *(self.dataset_digest, self.seed, self.once, self.isolation),
+            *(self.dataset_digest, self.seed, self.once, self.isolation, self.share_head, self.history, self.retries),
+            "temperature" in self.refused_fields,  # the others change no work
             *(self.delay, self.length, self.context, self.tokenizer, self.token_ids),
         )
         return PlanFile(
@@ -207,6 +242,10 @@ class Plan:
             seed=self.seed,
             once=self.once,
             isolation=self.isolation,
+            share_head=self.share_head,
+            history=self.history,
+            retries=self.retries,
+            refused_fields=self.refused_fields,
             nonce=self.nonce,
             delay=self.delay,
             delay_policy_id=self.delay.policy_id,
@@ -254,15 +293,12 @@ def load_plan(path: Path) -> PlanFile:
 
     try:
         value = msgspec.json.decode(path.read_bytes())
-        delay = value.get("delay") if isinstance(value, dict) else None
-        if isinstance(delay, dict):  # JSON has no infinity: a cap that is null is none
-            value["delay"] = {name: math.inf if cap is None else cap for name, cap in delay.items()}
-        plan = msgspec.convert(value, PlanFile)
+        version = value.get("version") if isinstance(value, dict) else None
+        if isinstance(version, int) and version != PLAN_VERSION:
+            raise ValueError(f"{path} has plan version {version}; this agentdyno reads version {PLAN_VERSION}")
+        return msgspec.convert(value, PlanFile)
     except msgspec.DecodeError as fault:
         raise ValueError(f"{path} is no plan of agentdyno: {fault}") from fault
-    if plan.version != PLAN_VERSION:
-        raise ValueError(f"{path} has plan version {plan.version}; this agentdyno reads version {PLAN_VERSION}")
-    return plan
 
 
 def make_plan(
@@ -274,16 +310,22 @@ def make_plan(
     length: LengthPolicy | None = None,
     context: ContextPolicy | None = None,
     isolation: Isolation = "play",
+    share_head: bool = False,
+    history: History = "recorded",
+    retries: Retries = "drop",
+    refused_fields: tuple[str, ...] = (),
     tokenizer: str = "o200k_base",
     once: bool = False,
     token_ids: tuple[int, int] = DEFAULT_TOKEN_IDS,
     nonce: str | None = None,
 ) -> Plan:
-    """Compile sessions into a plan; raises ValueError where none is left, or two have one id.
+    """Compile sessions into a plan; raises ValueError where none is left, two have one id, or text is missing for a
+    live history.
 
-    `token_ids` is the range of ids for synthetic prompts, end excluded. Without `nonce` a new one is drawn; with that
-    of a `plan.json` the plan comes out the same to the byte. `tokenizer` names the encoding that cuts text where
-    `context.scale` is below 1, and counts what the source did not.
+    `refused_fields` are left out of every request, as far as it would hold them. `token_ids` is the range of ids for
+    synthetic prompts, end excluded. Without `nonce` a new one is drawn; with that of a `plan.json` the plan comes out
+    the same to the byte. `tokenizer` names the encoding that cuts text where `context.scale` is below 1, and counts
+    what the source did not.
     """
     delay, length, context = delay or DelayPolicy(), length or LengthPolicy(), context or ContextPolicy()
     if not 0 <= token_ids[0] < token_ids[1]:
@@ -296,32 +338,65 @@ def make_plan(
 
         return Cutter(load_encoding(tokenizer), context.scale)
 
-    rules = Rules(delay=delay, length=length, context=context, token_ids=token_ids, cutter=cutter)
-    scripts: dict[str, Script] = {}
+    if length.mode == "free":
+        refused_fields = tuple(name for name in refused_fields if name != "ignore_eos")  # nothing would send it
+    nonce = "" if isolation == "none" else nonce if nonce is not None else secrets.token_hex(8)
+    # Where all plays have one salt, or none, the head is shared with the rest.
+    share_head = share_head and isolation in ("play", "agent")
+    rules = Rules(
+        delay=delay,
+        length=length,
+        context=context,
+        token_ids=token_ids,
+        cutter=cutter,
+        retries=retries,
+        refused_fields=refused_fields,
+        history=history,
+        head_salt=_salt(nonce, seed, "run") if share_head else None,
+    )
+    durations = Durations(seed=seed)
+    gaps_of: dict[str, tuple[Gap, ...]] = {}
+    scripts: dict[str, SessionScript] = {}
     left_out: list[LeftOut] = []
-    for trajectory in trajectories:
-        session_id = trajectory.session_id
-        if session_id in scripts:
-            raise ValueError(f"session {session_id} is in the dataset twice")
-        try:
-            script = compile_script(trajectory, rules)
-        except NothingToReplay as fault:
-            left_out.append(LeftOut(session_id=session_id, reason=str(fault)))
-            continue
-        reason = _too_long(script, context)
-        if reason is None:
-            scripts[session_id] = script
-        else:
-            left_out.append(LeftOut(session_id=session_id, reason=reason))
+    with _uncollected():
+        for trajectory in trajectories:
+            session_id = trajectory.session_id
+            if session_id in scripts:
+                raise ValueError(f"session {session_id} is in the dataset twice")
+            try:
+                script, gaps = compile_script(trajectory, rules)
+            except NothingToReplay as fault:
+                left_out.append(LeftOut(session_id=session_id, reason=str(fault)))
+                continue
+            if delay.samples:
+                durations.add(gaps)
+                gaps_of[session_id] = gaps
+            reason = _too_long(script, context)
+            if reason is None:
+                scripts[session_id] = script
+            else:
+                left_out.append(LeftOut(session_id=session_id, reason=reason))
     if not scripts:
         why = f"; the first: {left_out[0].session_id}: {left_out[0].reason}" if left_out else ""
-        raise ValueError(f"the plan is empty: {len(left_out)} sessions were left out{why}")
+        raise EmptyPlan(f"the plan is empty: {len(left_out)} sessions were left out{why}", tuple(left_out))
+    if delay.samples:
+        for session_id, script in scripts.items():
+            script.turns = tuple(
+                redraw(turn, gap, session_id, delay, durations)
+                for turn, gap in zip(script.turns, gaps_of[session_id], strict=True)
+            )
+    if share_head:
+        shared_heads([script for script in scripts.values() if isinstance(script, TokenScript)])
     return Plan(
         dataset_digest=dataset_digest,
         seed=seed,
         once=once,
         isolation=isolation,
-        nonce="" if isolation == "none" else nonce if nonce is not None else secrets.token_hex(8),
+        share_head=share_head,
+        history=history,
+        retries=retries,
+        refused_fields=refused_fields,
+        nonce=nonce,
         delay=delay,
         length=length,
         context=context,
@@ -331,6 +406,18 @@ def make_plan(
         left_out=tuple(left_out),
         scripts=scripts,
     )
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: compiling makes no cycles, and it would walk all that stays again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _too_long(script: Script, context: ContextPolicy) -> str | None:
@@ -354,8 +441,10 @@ def _longest_context(script: Script) -> int | None:
 
 def _session_plan(script: Script) -> SessionPlan:
     delays: Counter[str] = Counter()
+    rules: Counter[str] = Counter()
     for turn in script.turns:
         delays[turn.delay_kind] += turn.delay_us
+        rules[turn.delay_rule] += 1
     weights = [_prompt_tokens(turn) for turn in script.turns]
     cached = sum(
         weight * prefix.shared / max(1, prefix.total) for weight, prefix in zip(weights, script.prefixes, strict=True)
@@ -369,11 +458,28 @@ def _session_plan(script: Script) -> SessionPlan:
         output_tokens=sum(turn.output_tokens for turn in script.turns),
         longest_context_tokens=_longest_context(script),
         delay_us=dict(sorted(delays.items())),
+        delay_rules=dict(sorted(rules.items())),
+        overlapping_turns=sum(bool(turn.wait_for_dispatch) for turn in script.turns),
         recorded_api_us=script.recorded_api_us,
         ideal_cached_share=cached / sum(weights) if sum(weights) else 0.0,
+        head_tokens=max((_head_tokens(script, position) for position in range(len(script.turns))), default=0),
         requests_left_out=dict(sorted(script.left_out.items())),
         digest=_digest(script.session_id, script.prompts, *map(repr, script.turns)),
     )
+
+
+def _head_tokens(script: Script, position: int) -> int:
+    units = script.head_units(position)
+    if not units:
+        return 0
+    head = script.size(position, units)
+    return math.ceil(_prompt_tokens(script.turns[position]) * head.shared / max(1, head.total))
+
+
+def _salt(*names: object) -> str:
+    """Sixteen digits that follow from the names."""
+    digest = hashlib.sha256(":".join(map(str, names)).encode()).digest()
+    return f"{int.from_bytes(digest[:8], 'big') % 10**16:016d}"
 
 
 def _sum(values: list[int | None]) -> int | None:

@@ -54,9 +54,10 @@ class RequestRecord:
     ideal_cached_share: float | None = None  # of its prompt, what the same play had sent before; set with the file
     tool_delay_us: int = 0  # part of `delay_us` that stands for tools (and for gaps that the source does not split)
     human_delay_us: int = 0  # part of `delay_us` that stands for a human
-    delay_rule: str = "recorded"  # how the wait came about: recorded | scaled | capped | sampled | none
+    delay_rule: str = "recorded"  # mode of the rule it came from; `tool+human` where a gap holds both
     trigger: str = "completion"  # what it waited for: start | completion | dispatch
     redialled: bool = False  # a kept-alive connection was closed before any byte; sent once more on a fresh one
     server: int = 0  # which of the URLs it went to, from 0
     worker: int = 0  # which client process sent it, from 0
+    content_bytes: int | None = None  # of its content fragments, as UTF-8
     distinct_share: float | None = None  # distinct among its content fragments; near 0 for a repetition loop

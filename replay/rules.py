@@ -1,15 +1,22 @@
-"""The rules by which a recorded session becomes a script: delays, output lengths, context lengths, cache isolation."""
+"""The rules by which a recorded session becomes a script: output and context lengths, isolation, history, retries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from capture.trajectory import GapKind
+type Isolation = Literal["play", "agent", "run", "none"]
+"""Which requests may share a prefix in the server's cache. `play`: those of one play only. `agent`: all plays of one
+agent in one trial. `run`: all of this run, none of any other run. `none`: also those of earlier runs, so a warm server
+makes a second run faster."""
 
-type Isolation = Literal["play", "run", "none"]
-"""Which requests may share a prefix in the server's cache. `play`: those of one play only. `run`: all of this run, none
-of any other run. `none`: also those of earlier runs, so a warm server makes a second run faster."""
+type History = Literal["recorded", "live"]
+"""What the model is told that it has said. `recorded`: what it said when the session was recorded. `live`: the text
+that it gave in this play; the recorded tool calls stay, so that the tool results still fit."""
+
+type Retries = Literal["drop", "keep"]
+"""Requests that failed when they were recorded, and those that repeat one that succeeded. `drop`: left out, and what
+waited for them waits for what they waited for. `keep`: sent like any other request, with the recorded back-off."""
 
 TEMPERATURE = 0.0
 """Sent with every request, so that two runs ask for the same work."""
@@ -19,53 +26,11 @@ LONGEST_FREE_OUTPUT = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DelayPolicy:
-    """What an agent waits for between turns. Gaps are capped, each kind by its own rule, in seconds.
-
-    The default: human gaps 0; tool gaps as recorded up to 300 s; gaps that the source does not split into
-    tool and human time up to 10 s.
-    """
-
-    human_cap_s: float = 0.0
-    tool_cap_s: float = 300.0
-    unsplit_cap_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in ("human_cap_s", "tool_cap_s", "unsplit_cap_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"delay policy: {name} is {getattr(self, name)}; it must be 0 or more seconds")
-
-    @property
-    def policy_id(self) -> str:
-        """Short name that stands beside every N; results under unlike policies never compare."""
-        return f"human{self.human_cap_s:g}-tool{self.tool_cap_s:g}-unsplit{self.unsplit_cap_s:g}"
-
-    def delay_us(self, gap_us: int, kind: GapKind, think_us: int | None) -> int:
-        """Microseconds to wait for a recorded gap.
-
-        A gap that holds tool and human time is split by `think_us` and each part capped by its own rule. Time in which
-        the client worked or started a sub-agent counts as tool time.
-        """
-        if kind == "none" or gap_us <= 0:
-            return 0
-        if kind == "unsplit":
-            return min(gap_us, _microseconds(self.unsplit_cap_s))
-        human_us = gap_us if kind == "human" else 0
-        if think_us is not None:
-            human_us = min(max(think_us, 0), gap_us)
-        return min(human_us, _microseconds(self.human_cap_s)) + min(gap_us - human_us, _microseconds(self.tool_cap_s))
-
-
-def _microseconds(seconds: float) -> int:
-    # A cap may be infinite: "as recorded".
-    return round(min(seconds, 1e9) * 1e6)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LengthPolicy:
     """How the output length is set: `exact` forces the recorded length past the end token, `free` lets the model stop.
 
-    `scale` and `cap` shorten the recorded lengths (never below 1); both print in the result.
+    `scale` and `cap` shorten the recorded lengths (never below 1); both print in the result. With `free`, `cap` is the
+    longest answer that is asked for.
     """
 
     mode: Literal["exact", "free"] = "exact"
@@ -77,6 +42,22 @@ class LengthPolicy:
             raise ValueError(f"length policy: scale is {self.scale}; it must be above 0")
         if self.cap is not None and self.cap < 1:
             raise ValueError(f"length policy: cap is {self.cap}; it must be at least 1 token")
+
+    @classmethod
+    def parse(cls, text: str) -> LengthPolicy:
+        """A policy from `exact`, `capped:TOKENS`, `free` or `free:TOKENS`; raises ValueError with the grammar."""
+        name, colon, number = text.strip().partition(":")
+        numbered = {"exact": (False,), "capped": (True,), "free": (False, True)}.get(name, ())
+        if bool(colon) not in numbered or (colon and not (number.isascii() and number.isdecimal())):
+            raise ValueError(f"a length is exact, capped:TOKENS, free or free:TOKENS; not {text!r}")
+        return cls(mode="free" if name == "free" else "exact", cap=int(number) if colon else None)
+
+    @property
+    def text(self) -> str:
+        """The policy as it is written on the command line; a scale stands behind it."""
+        name = "free" if self.mode == "free" else "exact" if self.cap is None else "capped"
+        cap = "" if self.cap is None else f":{self.cap}"
+        return name + cap + ("" if self.scale == 1 else f" x{self.scale:g}")
 
     def output_tokens(self, recorded: int) -> int:
         """Output length in tokens for a recorded one; a recorded 0 becomes 1, since no server sends an empty answer."""

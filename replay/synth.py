@@ -45,7 +45,7 @@ def planned_length(recorded_tokens: int | None, blocks: int, block_size: int, sc
 
 def covered_length(blocks: int, block_size: int, scale: float) -> int:
     """Tokens that the first `blocks` blocks cover after scaling."""
-    return int(_edges(blocks, block_size, scale)[-1])
+    return math.floor(blocks * block_size * scale + 1e-9)
 
 
 def check_scale(block_size: int, scale: float) -> None:
@@ -68,9 +68,12 @@ def prompt_ids(
     key: int,
     tail_key: int,
     token_ids: tuple[int, int],
+    head_blocks: int = 0,
+    head_key: int = 0,
 ) -> Words:
     """Exactly `length` token ids in `[low, high)`: the blocks in order, then the tail.
 
+    The first `head_blocks` blocks depend on `head_key` instead of `key`: all that have that key share them.
     Where the hashes cover more than `length` tokens (a source that counts a partial last block, or one that
     contradicts itself) the length wins and the surplus is cut, which keeps shared prefixes shared up to the cut.
     """
@@ -86,7 +89,8 @@ def prompt_ids(
         used = int(np.searchsorted(edges, covered, side="left"))
         widths = np.diff(edges[: used + 1])
         position = np.arange(used, dtype=np.uint64)
-        seeds = _mix(_mix(blocks[:used] + np.uint64(key)) ^ (position * _STEP))
+        keys = np.where(position < np.uint64(head_blocks), np.uint64(head_key), np.uint64(key))
+        seeds = _mix(_mix(blocks[:used] + keys) ^ (position * _STEP))
         offset = np.arange(int(edges[used]), dtype=np.uint64) - np.repeat(edges[:used].astype(np.uint64), widths)
         words[:covered] = _mix(np.repeat(seeds, widths) + (offset + np.uint64(1)) * _STEP)[:covered]
     if covered < length:
@@ -130,7 +134,7 @@ def _columns(width: int) -> NDArray[np.void]:
 
 def _edges(blocks: int, block_size: int, scale: float) -> NDArray[np.int64]:
     exact = np.arange(blocks + 1, dtype=np.float64) * block_size * scale
-    # 0.1 * 30 is a hair below 3 in binary: the nudge keeps floor at the number that was meant.
+    # 0.1 * 30 is a hair below 3 in binary: the nudge, here and above, keeps floor at the number that was meant.
     return np.floor(exact + 1e-9).astype(np.int64)
 
 

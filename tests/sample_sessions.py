@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -32,7 +33,7 @@ def any_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(arguments)
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*(any_of(argument) for argument in arguments))
-    if origin is tuple and arguments[-1] is Ellipsis:
+    if origin is collections.abc.Sequence or (origin is tuple and arguments[-1] is Ellipsis):
         return st.lists(any_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
         return st.tuples(*(any_of(argument) for argument in arguments))

@@ -53,6 +53,8 @@ def test_a_plain_answer() -> None:
         finish_reason="stop",
         done=True,
         error=None,
+        distinct_share=1.0,
+        content_bytes=6,
     )
 
 
@@ -170,7 +172,7 @@ def test_slices_read_like_the_whole() -> None:
     reader = AnswerReader()
     for read in reads:
         reader.feed([read])
-    assert reader.close(reads[-1][0]) == read_answer(reads)
+    assert reader.close() == read_answer(reads)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=8))
@@ -198,3 +200,28 @@ def test_the_words_of_a_refusal(body: bytes, text: str | None) -> None:
 
 def test_a_long_refusal_is_shortened() -> None:
     assert len(error_message(b"x" * 10_000) or "") == MOST_CHARACTERS_OF_AN_ERROR
+
+
+def test_the_share_of_distinct_fragments_shows_a_repetition() -> None:
+    def answer(*fragments: str, name: str = "content") -> Answer:
+        return read_answer(timed([event({"choices": [{"delta": {name: text}}]}) for text in fragments]))
+
+    assert answer("a", "b", "c").distinct_share == 1.0
+    assert answer(*["loop "] * 50).distinct_share == 0.02
+    assert answer(*["loop "] * 512).distinct_share == 2 / 512
+    assert answer(*map(str, range(256)), *map(str, range(256)), "x").distinct_share == 1.0  # no loop of a short period
+    assert answer("a", "b", "a", "b", name="reasoning_content").distinct_share == 0.5
+    assert answer().distinct_share is None
+    assert answer("a").text is None
+
+
+def test_the_text_is_kept_where_it_is_asked_for() -> None:
+    reader = AnswerReader(keep_text=True)
+    call = {"function": {"name": "bash", "arguments": '{"x":'}}
+    deltas = ({"reasoning": "hm"}, {"content": "Hello, "}, {"content": "größe"}, {"tool_calls": [call]})
+    reader.feed(timed([event({"choices": [{"delta": delta}]}) for delta in deltas]))
+    answer = reader.close()
+    assert (answer.text, answer.content_events, answer.distinct_share) == ("Hello, größe", 4, 1.0)
+    completion = AnswerReader(keep_text=True)
+    completion.feed(timed([event({"choices": [{"text": "plain"}]})]))
+    assert completion.close().text == "plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_a_content_free_dataset_reads(tmp_path: Path, *, with_sessions: bool) ->
             ]
             assert trajectory.hash_scope == original.hash_scope
         assert trajectory.harness == ("codex" if with_sessions else "unknown")
+    packed = list(Dataset.open(tmp_path / "d").trajectories(packed=True))
+    for trajectory, same in zip(back, packed, strict=True):
+        for one, other in zip(trajectory.requests, same.requests, strict=True):
+            assert isinstance(other.block_hashes, memoryview | None)
+            hashes = None if other.block_hashes is None else tuple(other.block_hashes)
+            assert dataclasses.replace(other, block_hashes=hashes) == one
 
 
 @pytest.mark.parametrize(

@@ -128,17 +128,10 @@ def test_each_kind_of_gap_has_its_own_cap(kind: str, think_s: float | None, gap_
 
 
 def test_human_time_can_be_waited_for() -> None:
-    policy = DelayPolicy(human_cap_s=5, tool_cap_s=math.inf)
+    policy = DelayPolicy(human="capped:5", tool="recorded")
     script = script_of(request(0), after(1, 0, 1000.0, think_us=100 * S), delay=policy)
     assert delays(script)[1] == 905.0
-    assert policy.policy_id == "human5-toolinf-unsplit10"
-
-
-def test_a_cap_that_is_none_survives_the_plans_file(tmp_path: Path) -> None:
-    policy = DelayPolicy(human_cap_s=math.inf, tool_cap_s=math.inf)
-    path = tmp_path / "plan.json"
-    make_plan([session(request(0))], dataset_digest="d", delay=policy).dump(path)
-    assert load_plan(path).delay == policy
+    assert policy.policy_id == "human5-toolrecorded-unsplit10"
 
 
 def test_a_sub_agent_waits_for_its_parent_and_the_parent_joins_it() -> None:
@@ -233,6 +226,26 @@ def test_output_lengths(recorded: int | None, policy: LengthPolicy, planned: int
 
 
 @pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("exact", LengthPolicy()),
+        ("capped:2000", LengthPolicy(cap=2000)),
+        ("free", LengthPolicy(mode="free")),
+        ("free:64", LengthPolicy(mode="free", cap=64)),
+    ],
+)
+def test_a_length_policy_is_one_text(text: str, policy: LengthPolicy) -> None:
+    assert LengthPolicy.parse(text) == policy
+    assert policy.text == text
+
+
+@pytest.mark.parametrize("text", ["", "capped", "exact:5", "capped:x", "free:-1", "capped:1.5", "shorter"])
+def test_what_is_no_length_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a length is exact, capped:TOKENS, free or free:TOKENS"):
+        LengthPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: LengthPolicy(scale=0),
@@ -240,7 +253,7 @@ def test_output_lengths(recorded: int | None, policy: LengthPolicy, planned: int
         lambda: ContextPolicy(scale=1.5),
         lambda: ContextPolicy(limit=0),
         lambda: ContextPolicy(text_tokens_x=0),
-        lambda: DelayPolicy(tool_cap_s=-1),
+        lambda: DelayPolicy(tool="capped:-1"),
         lambda: plan_of(session(request(0)), token_ids=(9, 9)),
         lambda: plan_of(session(request(0)), context=ContextPolicy(scale=0.01)),
     ],
@@ -492,6 +505,23 @@ def test_an_agent_plays_seeded_permutations_without_end() -> None:
     assert len({next(plan.plays(agent)).session_id for agent in range(7)}) == 7
 
 
+def test_each_draw_is_another_order_of_the_same_sessions() -> None:
+    plan = plan_of(*many(7))
+
+    def order(agent: int, draw: int) -> list[tuple[str, int]]:
+        plays = islice(plan.plays(agent, start_offset_turns=10, draw=draw), 7)
+        return [(play.session_id, play.first_turn) for play in plays]
+
+    assert order(3, 0) == [
+        (play.session_id, play.first_turn) for play in islice(plan.plays(3, start_offset_turns=10), 7)
+    ]
+    for draw in (1, 2):
+        assert order(3, draw) == order(3, draw) != order(3, draw - 1)
+        assert sorted(name for name, _ in order(3, draw)) == list(plan.session_ids)
+        assert len({order(agent, draw)[0][0] for agent in range(7)}) == 7
+    assert [play.salt for play in islice(plan.plays(3, draw=1), 3)] == [play.salt for play in islice(plan.plays(3), 3)]
+
+
 def test_only_first_plays_start_in_the_middle() -> None:
     plan = plan_of(*many(7))
     starts = [[play.first_turn for play in islice(plan.plays(agent, start_offset_turns=10), 5)] for agent in range(40)]
@@ -511,7 +541,7 @@ def test_once_deals_every_session_exactly_once() -> None:
         next(plan.plays(3, agents=3))
 
 
-@pytest.mark.parametrize(("isolation", "salts"), [("play", 40), ("run", 1), ("none", 1)])
+@pytest.mark.parametrize(("isolation", "salts"), [("play", 40), ("agent", 8), ("run", 1), ("none", 1)])
 def test_isolation_sets_the_salts(isolation: Any, salts: int) -> None:
     plan = plan_of(*many(3), isolation=isolation)
     seen = {play.salt for trial in range(2) for agent in range(4) for play in islice(plan.plays(agent, trial=trial), 5)}
@@ -529,7 +559,7 @@ def test_a_plan_is_written_and_read_and_made_again(tmp_path: Path) -> None:
     sessions = [text_session("t"), *many(2), session(request(0, status=500), session_id="z")]
     rules: dict[str, Any] = {
         "seed": 9,
-        "delay": DelayPolicy(unsplit_cap_s=2.0),
+        "delay": DelayPolicy(unsplit="capped:2"),
         "length": LengthPolicy(cap=64),
         "context": ContextPolicy(scale=0.5, limit=4_096),
     }
@@ -538,7 +568,7 @@ def test_a_plan_is_written_and_read_and_made_again(tmp_path: Path) -> None:
     plan.dump(path)
     file = load_plan(path)
     assert file == plan.summary()
-    assert (file.version, file.seed, file.dataset_digest, file.temperature) == (1, 9, "abc", 0.0)
+    assert (file.version, file.seed, file.dataset_digest, file.temperature) == (2, 9, "abc", 0.0)
     assert [(one.session_id, one.prompts, one.turns) for one in file.sessions] == [
         ("s00", "token_ids", 3),
         ("s01", "token_ids", 3),
@@ -556,6 +586,9 @@ def test_a_plan_is_written_and_read_and_made_again(tmp_path: Path) -> None:
         length=file.length,
         context=file.context,
         isolation=file.isolation,
+        share_head=file.share_head,
+        history=file.history,
+        retries=file.retries,
         tokenizer=file.tokenizer,
         once=file.once,
         token_ids=file.token_ids,
@@ -573,6 +606,6 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"plan\.json is no plan of agentdyno"):
         load_plan(path)
     plan_of(session(request(0))).dump(path)
-    path.write_bytes(path.read_bytes().replace(b'"version": 1,', b'"version": 7,'))
-    with pytest.raises(ValueError, match=r"has plan version 7; this agentdyno reads version 1"):
+    path.write_bytes(path.read_bytes().replace(b'"version": 2,', b'"version": 7,'))
+    with pytest.raises(ValueError, match=r"has plan version 7; this agentdyno reads version 2"):
         load_plan(path)

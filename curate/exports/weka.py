@@ -52,7 +52,7 @@ def weka_trace(trajectory: Trajectory, counter: TokenCounter) -> tuple[Json | No
             left_out[reason] += 1
             continue
         if blocks is None:
-            hashes = request.block_hashes or ()
+            hashes = tuple(request.block_hashes or ())
             if trajectory.hash_scope == "release":  # readers take local ids only
                 hashes = tuple(renumbered.setdefault(value, len(renumbered) + 1) for value in hashes)
             blocks = PromptBlocks(tokens=request.hashed_tokens or 0, ids=hashes)
