@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class Knobs:
     tool_call_tokens: int = 0  # of the last tokens, sent as fragments of a tool call
     # faults
     obey_ignore_eos: bool = True
-    refuse_unknown_fields: bool = False  # 422 for ignore_eos, as transformers serve does
+    refused_fields: tuple[str, ...] = ()  # 422 for a request that has one of them, as transformers serve does
     refuse_token_ids: bool = False
     list_models: bool = True
     tokenize: bool = True
@@ -44,6 +44,8 @@ class Knobs:
     close_on_reuse: bool = False  # close a kept-alive connection when the next request comes, unanswered
     chunked: bool = True  # else the answer ends when the connection closes
     stream: bool = True  # else one JSON object, whatever was asked
+    hold_back: bool = False  # all content leaves at once, when the last token is there
+    claims_tokens: int | None = None  # what its usage counts, whatever was sent
     write_bytes: int | None = None  # split each write into pieces of this size
     compress: bool = False
 
@@ -63,3 +65,4 @@ class Served:
     ended_at_ns: int | None = None
     client_left: bool = False
     body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)  # of the request, names in lower case

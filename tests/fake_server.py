@@ -202,7 +202,7 @@ class FakeServer:
     def usage(self, stream: _Stream) -> dict[str, object]:
         usage: dict[str, object] = {
             "prompt_tokens": stream.prompt_tokens,
-            "completion_tokens": stream.tokens,
+            "completion_tokens": stream.tokens if self.knobs.claims_tokens is None else self.knobs.claims_tokens,
             "total_tokens": stream.prompt_tokens + stream.tokens,
         }
         if self.knobs.cached_tokens:
@@ -233,6 +233,8 @@ class _Connection(asyncio.Protocol):
         self.stream: _Stream | None = None
         self.requests = 0
         self._url, self._body = b"", []  # type: bytes, list[bytes]
+        self._headers: dict[str, str] = {}
+        self._held: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]
@@ -257,6 +259,9 @@ class _Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._url += url
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode().lower()] = value.decode("latin-1")
+
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
@@ -264,6 +269,7 @@ class _Connection(asyncio.Protocol):
         url, body = self._url.decode(), b"".join(self._body)
         method = self.parser.get_method().decode()
         self._url, self._body = b"", []
+        self.headers, self._headers = self._headers, {}
         self.requests += 1
         knobs = self.server.knobs
         if knobs.close_on_reuse and self.requests > 1:
@@ -314,7 +320,7 @@ class _Connection(asyncio.Protocol):
         asked = json.loads(body)
         served = Served(
             number=len(server.log), path=path, connection=self.number, arrived_at_ns=monotonic_ns(),
-            body=body if server.keep_bodies else b"",
+            body=body if server.keep_bodies else b"", headers=self.headers,
         )  # fmt: skip
         server.log.append(served)
         faulty = (served.number + 1) % knobs.fail_every == 0
@@ -324,8 +330,9 @@ class _Connection(asyncio.Protocol):
         if asked.get("model") != knobs.model:
             self._json(404, {"error": {"message": f"no model {asked.get('model')!r}"}})
             return
-        if knobs.refuse_unknown_fields and "ignore_eos" in asked:
-            self._json(422, {"detail": "Unexpected keys in the request: {'ignore_eos'}"})
+        refused = next((name for name in knobs.refused_fields if name in asked), None)
+        if refused is not None:
+            self._json(422, {"detail": f"Unexpected keys in the request: {{{refused!r}}}"})
             return
         chat = path == "/v1/chat/completions"
         prompt = asked["messages"] if chat else asked["prompt"]
@@ -400,10 +407,14 @@ class _Connection(asyncio.Protocol):
         return b"%x\r\n%b\r\n" % (len(event), event) if self.server.knobs.chunked else event
 
     def write_event(self, payload: str) -> None:
-        self._write(self.framed(payload))
+        self._write(b"".join([*self._held, self.framed(payload)]))
+        self._held.clear()
 
     def write_raw(self, data: bytes) -> None:
-        self._write(data)
+        if self.server.knobs.hold_back:
+            self._held.append(data)
+        else:
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         size = self.server.knobs.write_bytes

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 
+from replay.connection import Connection
 from replay.drive import Drive, drive
 from replay.endpoint import Endpoint, EndpointError
 from replay.health import HealthWatch
@@ -18,7 +19,8 @@ from replay.loop import run
 from replay.plan import Play, PreparedRequest, Turn
 from replay.protocol import Progress, Protocol
 from replay.record import RequestRecord
-from replay.transport import CollectingTransport, Target, _Connection
+from replay.transport import CollectingTransport
+from replay.wire import Target
 from tests.fake_server import FakeServer, serving
 
 TOLERANCE_NS = 250e6  # between the two sides' stamps of one moment, on a busy machine
@@ -59,7 +61,8 @@ class HandScript:
     prepare_s: float = 0.0
     broken_at: int | None = None
 
-    def request(self, turn: Turn, *, salt: str, model: str) -> PreparedRequest:
+    def request(self, turn: Turn, *, salt: str, model: str, said: Mapping[int, str] | None = None) -> PreparedRequest:
+        del said
         if turn.request_index == self.broken_at:
             raise ValueError(f"request {turn.request_index} has no text")
         time.sleep(self.prepare_s)
@@ -84,8 +87,9 @@ class HandPlan:
         return self.scripts[session_id]
 
     def plays(
-        self, agent: int, *, agents: int | None = None, start_offset_turns: int = 0, trial: int = 0
+        self, agent: int, *, agents: int | None = None, start_offset_turns: int = 0, trial: int = 0, draw: int = 0
     ) -> Iterator[Play]:
+        del draw
         names = list(self.scripts)
         order = names[agent :: agents or 1] if self.once else itertools.cycle(names)
         for play, session_id in enumerate(order):
@@ -225,7 +229,7 @@ def test_a_request_that_still_dials_when_the_phase_ends_is_recorded(monkeypatch:
     dial = CollectingTransport._dial
     dialled = 0
 
-    async def hang(self: CollectingTransport, target: Target, limit_s: float) -> _Connection:
+    async def hang(self: CollectingTransport, target: Target, limit_s: float) -> Connection:
         nonlocal dialled
         dialled += 1
         if dialled > 2:  # the driver's own question, and the first agent
@@ -336,6 +340,12 @@ def test_a_server_that_closes_in_spite_of_keep_alive_fails_no_turn(knob: str) ->
         result = play_it(server, plan(*chain(30)))
     assert [record.outcome for record in result.records] == ["ok"] * 30
     assert not any(record.reused_connection for record in result.records)
+    redialled = [record.redialled for record in result.records]
+    if knob == "close_on_reuse":
+        assert redialled == [False] + [True] * 29
+        # The first sending counts: whoever takes a request, waits and hangs up is not faster for it.
+        assert all(served.arrived_at_ns - result.zero_monotonic_ns > record.sent_at_ns
+                   for record, served in zip(result.records, server.log, strict=True))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -396,9 +406,11 @@ def test_health_of_a_client_that_keeps_up() -> None:
 
 def test_a_late_client_says_so() -> None:
     class Slow(HandScript):
-        def request(self, turn: Turn, *, salt: str, model: str) -> PreparedRequest:
+        def request(
+            self, turn: Turn, *, salt: str, model: str, said: Mapping[int, str] | None = None
+        ) -> PreparedRequest:
             time.sleep(0.15)  # blocks the loop, as a client that is short of CPU would
-            return super().request(turn, salt=salt, model=model)
+            return super().request(turn, salt=salt, model=model, said=said)
 
     scripts = {f"s{number}": Slow(chain(4, tokens=5)) for number in range(8)}
     with serving(ttft_ms=5, itl_ms=1) as server:
@@ -420,8 +432,10 @@ def test_late_windows_are_named() -> None:
 
     watch = run(main())
     watch.dispatched(0, 7_000_000_000)
-    health = watch.judge(0, 12_000_000_000)
-    assert [window.late for window in health.windows] == [True, True]
-    assert health.windows[1].end_ns == 12_000_000_000  # the short rest joined
+    health = watch.judge(0, 62_000_000_000)
+    assert [window.late for window in health.windows] == [True, True] + 10 * [False]
+    assert health.windows[-1].end_ns == 62_000_000_000  # the short rest joined
     assert health.windows[1].loop_lag_p99_ms is None
     assert health.dispatch_lag_p99_ms == 7000
+    short = watch.judge(0, 12_000_000_000)  # a stall voids the second that it is in, not all of a short trial
+    assert [number for number, window in enumerate(short.windows) if window.late] == [0, 7]

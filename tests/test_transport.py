@@ -18,7 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from replay.transport import LANE, WIRE, CollectingTransport, Wire
+from replay.transport import LANE, WIRE, CollectingTransport
+from replay.wire import Wire
 from tests.fake_server import FakeServer, serving
 
 RUNNERS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
