@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replay.measure import Sample
-from replay.slo import Limits
+from replay.attain import percentile, values_of
+from replay.observation import Observation
+from replay.slo import Slo, Term
 
 REPLICATES = 500
 LEAST_AGENTS = 5
@@ -14,61 +16,82 @@ _INFINITE = 1e15  # stands for a request that was never answered, so that interp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """95 % percentile intervals of the two percentiles at one level. An infinite end is None.
+class TermInterval:
+    """95 % percentile interval of one limit's percentile. An infinite end is None."""
 
-    It says how the percentiles of this trial would move with other agents of the same kind. It is no interval of the
-    number of agents: that needs several trials around the answer. Why none was computed stands in `why_not`.
+    term: str
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """How the percentiles of one trial would move with other agents of the same kind.
+
+    It is no interval of the number of agents: that needs several trials around the answer. Why none was computed stands
+    in `why_not`.
     """
 
     agents: int
     replicates: int
-    p25_speed_low: float | None
-    p25_speed_high: float | None
-    p95_ttft_low_s: float | None
-    p95_ttft_high_s: float | None
-    share_meeting: float | None  # of the replicates that hold both limits
+    terms: tuple[TermInterval, ...]
+    share_meeting: float | None  # of the replicates that hold every limit
     why_not: str | None
 
 
-def cluster_bootstrap(samples: Sequence[Sample], limits: Limits, *, seed: int) -> Interval:
+def cluster_bootstrap(slo: Slo, seen: Observation, *, seed: int) -> Interval:
     """Draws the agents of a trial with replacement; the same seed gives the same interval."""
     import numpy as np
 
-    by_agent: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_agent.setdefault(sample.agent, []).append(sample)
-    if len(by_agent) < LEAST_AGENTS:
-        return _none(
-            len(by_agent), f"{len(by_agent)} agents sent requests; fewer than {LEAST_AGENTS} say nothing of others"
-        )
-    speeds = [np.array([item.speed_tok_s for item in own if item.speed_tok_s is not None]) for own in by_agent.values()]
-    ttfts = [
-        np.minimum(np.array([item.ttft_s for item in own if item.ttft_s is not None], dtype=float), _INFINITE)
-        for own in by_agent.values()
-    ]
+    order = seen.agents
+    if len(order) < LEAST_AGENTS:
+        return _none(len(order), f"{len(order)} agents sent requests; fewer than {LEAST_AGENTS} say nothing of others")
+    by_term: list[list[list[float]]] = []
+    for term in slo.terms:
+        decided = values_of(term, seen.samples, seen.jobs).decided
+        by_term.append([_units(term, decided.get(agent, [])) for agent in order])
     random = np.random.default_rng(seed)
-    found: list[tuple[float, float]] = []
+    found: list[list[float]] = []
+    meeting = 0
     for _ in range(REPLICATES):
-        drawn = random.integers(0, len(by_agent), len(by_agent))
-        speed = np.concatenate([speeds[index] for index in drawn])
-        ttft = np.concatenate([ttfts[index] for index in drawn])
-        if len(speed) and len(ttft):
-            found.append((float(np.quantile(speed, 0.25)), float(np.quantile(ttft, 0.95))))
-    if len(found) < REPLICATES:
-        return _none(len(by_agent), "some draws of agents hold no output speed or no first token at all")
-    p25, p95 = np.array(found).T
+        drawn = random.integers(0, len(order), len(order))
+        row = []
+        for term, units in zip(slo.terms, by_term, strict=True):
+            values = np.concatenate([units[index] for index in drawn])
+            if not len(values):
+                return _none(len(order), f"some draws of agents hold nothing for {term.name}")
+            if term.scope == "pooled":
+                row.append(float(np.quantile(values, term.percentile / 100)))
+            else:
+                ordered = np.sort(values)[::-1] if term.at_least else np.sort(values)
+                row.append(float(ordered[max(1, math.ceil(slo.agent_share * len(values) - 1e-9)) - 1]))
+        found.append(row)
+        meeting += all(term.holds(value) for term, value in zip(slo.terms, row, strict=True))
+    table = np.array(found)
     return Interval(
-        agents=len(by_agent),
+        agents=len(order),
         replicates=REPLICATES,
-        p25_speed_low=_finite(np.quantile(p25, 0.025)),
-        p25_speed_high=_finite(np.quantile(p25, 0.975)),
-        p95_ttft_low_s=_finite(np.quantile(p95, 0.025)),
-        p95_ttft_high_s=_finite(np.quantile(p95, 0.975)),
-        share_meeting=sum(speed >= limits.p25_output_tok_s and ttft <= limits.p95_ttft_s for speed, ttft in found)
-        / REPLICATES,
+        terms=tuple(
+            TermInterval(
+                term=term.name,
+                low=_finite(np.quantile(table[:, column], 0.025)),
+                high=_finite(np.quantile(table[:, column], 0.975)),
+            )
+            for column, term in enumerate(slo.terms)
+        ),
+        share_meeting=meeting / REPLICATES,
         why_not=None,
     )
+
+
+def _units(term: Term, values: Sequence[float]) -> list[float]:
+    """What one agent brings to a draw: its values, or for a limit of scope `agent` its own percentile."""
+    if term.scope == "pooled":
+        return [min(value, _INFINITE) for value in values]
+    own = percentile(values, term.percentile / 100)
+    if own is None:
+        return [] if term.quantity == "job_s" else [0.0 if term.at_least else _INFINITE]
+    return [min(own, _INFINITE)]
 
 
 def _finite(value: object) -> float | None:
@@ -78,13 +101,4 @@ def _finite(value: object) -> float | None:
 
 
 def _none(agents: int, why: str) -> Interval:
-    return Interval(
-        agents=agents,
-        replicates=0,
-        p25_speed_low=None,
-        p25_speed_high=None,
-        p95_ttft_low_s=None,
-        p95_ttft_high_s=None,
-        share_meeting=None,
-        why_not=why,
-    )
+    return Interval(agents=agents, replicates=0, terms=(), share_meeting=None, why_not=why)

@@ -1,7 +1,8 @@
 """The steady window of a trial, and what belongs to it.
 
-A request belongs to the window when it was sent in [settling's end, phase's end). What it was sent into is then
-steady, and whether it is over by the phase's end does not choose it: slow requests are not left out.
+A request belongs to the window when it was sent in it: after settling and what `steady` finds to be warm-up, before the
+phase's end. What it was sent into is then steady, and whether it is over by the phase's end does not choose it: slow
+requests are not left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 from capture.intervals import union_length
 from replay.record import RequestRecord
-from replay.runner import BACK_OFF_NS
+
+BACK_OFF_NS = 1_000_000_000
+"""After a failed request its chain waits at least this long, so that nobody spins against a server that is down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
