@@ -1,53 +1,27 @@
-"""What a server honours of what a replay asks, found by asking, before a run depends on it.
-
-The question that matters most is whether `ignore_eos` holds: with the length forced, two systems do the same token
-work; without, the one whose model stops early looks faster. A model that rambles proves nothing, so the question
-is forced where the server lets us: a logit bias makes the end token certain, a control shows that the model then
-stops at once, and the same request with `ignore_eos` must go on to the length asked for.
-"""
+"""What a server is and honours of what a replay asks, found by asking, before a run depends on it."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import httpx
-import msgspec
+from replay.identify import TITLES, Engine
 
-from replay.answer import Answer, error_message, read_answer
-from replay.endpoint import Caller, Endpoint, EndpointError
-from replay.transport import WIRE
+if TYPE_CHECKING:
+    from replay.endpoint import Endpoint
+    from replay.identify import Identity
 
 REQUEST_TIMEOUT_S = 60.0
 """Of one request of the probe; a server that loads lazily takes long for the first."""
-CODE_CHARACTERS = 6000
-FORCED_TOKENS = 16
-END_TOKEN_TEXTS = (
-    "<|im_end|>",
-    "</s>",
-    "<|eot_id|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<eos>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|return|>",
-    "<｜end▁of▁sentence｜>",
-    "<|user|>",
-)
-MOST_END_TOKENS_TRIED = 3
-TOKEN_PROMPT_LENGTHS = (24, 57)
-CONTEXT_LIMIT = re.compile(
-    r"(?:maximum context length|max_model_len|context size|context length|context window|n_ctx)\D{0,30}?(\d{3,9})",
-    re.IGNORECASE,
-)
 
 type EosVerdict = Literal["obeyed", "ignored", "refused", "unforced"]
 """`obeyed`: the model would have stopped, and went on. `ignored`: it stopped. `refused`: an error. `unforced`: it gave
 the counts asked for, but nothing here could make it stop without the option either."""
 type TokenPromptVerdict = Literal["exact", "inexact", "refused"]
+type OptionVerdict = Literal["obeyed", "ignored", "refused", "unforced"]
+type Taken = Literal["taken", "refused"]
+type Reuse = Literal["token", "block", "none", "irregular"]
+type KeepAlive = Literal["kept", "closed", "announced, not kept"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,25 +30,62 @@ class ProbeReport:
 
     url: str
     model: str
+    engine: Engine
+    engine_version: str | None
+    engine_evidence: str  # what it was recognised by
     server: str | None  # as it names itself, in a header or as the models' owner
     models: tuple[str, ...] | None  # None: it keeps no list
+    metrics_page: str | None  # address of its own metrics, as far as we read them
+    # what an answer is like
     streams: bool
     usage_in_stream: bool
+    continuous_usage: bool | None  # usage with every chunk, where asked for
     done_marker: bool
+    tokens_per_chunk: float | None  # of one request alone; under load a chunk may hold more
+    keep_alive: KeepAlive | None  # whether a connection serves a second request after a stream
+    # what is honoured
     ignore_eos: EosVerdict
     ignore_eos_evidence: str
+    min_tokens: OptionVerdict
+    logit_bias: OptionVerdict
     end_token: int | None  # the one that the question was forced with
+    refused_fields: tuple[str, ...]  # of a replay's requests: it has to leave them out
+    unknown_fields: Taken
+    tools: Taken
+    tools_evidence: str
+    tool_history: Taken
+    tool_history_evidence: str
     token_prompts: TokenPromptVerdict
     token_prompts_evidence: str
+    # lengths
     context_tokens: int | None
     context_source: str | None
     vocabulary_tokens: int | None
     text_tokens_x: float | None  # tokens the server makes of one that o200k_base counts, over a page of code
+    tokenizes: bool  # `/tokenize` answers
+    tokenize_difference: int | None  # tokens by which usage and `/tokenize` differ over that page
+    # prefix cache
     cached_tokens_reported: bool
-    tokenizes: bool
+    prefix_reuse: Reuse | None
+    prefix_block_tokens: int | None
+    prefix_evidence: str
     requests: int  # completions that the probe asked for
 
-    def problem(self, *, exact_length: bool, token_prompts: bool) -> str | None:
+    @property
+    def counts_by(self) -> str | None:
+        """Whose tokenizer the server's usage counts by, as far as it shows."""
+        if self.tokenize_difference is not None:
+            # The chat template may treat white space at the ends of a text in its own way.
+            if abs(self.tokenize_difference) <= 2:
+                return "its own tokenizer: usage equals /tokenize"
+            return f"not its /tokenize: usage is {self.tokenize_difference:+d} tokens"
+        if self.text_tokens_x is None:
+            return None
+        if abs(self.text_tokens_x - 1) < 0.005:
+            return "perhaps o200k_base: the counts are the same"
+        return "a tokenizer other than o200k_base"
+
+    def problem(self, *, exact_length: bool, token_prompts: bool, tools: bool = False) -> str | None:
         """Why a run must not start, in one sentence with the next step; None when it may."""
         if not self.streams:
             return f"the server at {self.url} does not stream its answers: a replay needs `stream: true` to be honoured"
@@ -93,206 +104,105 @@ class ProbeReport:
                 f"the server at {self.url} does not take prompts of token ids as they are "
                 f"({self.token_prompts_evidence}), and content-free sessions need them: replay sessions with text only"
             )
+        if tools and self.tools == "refused":
+            return (
+                f"the server at {self.url} does not take tools ({self.tools_evidence}), and sessions of the dataset "
+                "have some: start the server with tool calls enabled"
+            )
         return None
 
 
 async def probe(endpoint: Endpoint, *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> ProbeReport:
-    """Ask the server about a dozen small questions; raises `EndpointError` when it cannot be used at all."""
+    """Ask the server about two dozen small questions; raises `EndpointError` when it cannot be used at all."""
+    report, _ = await examine(endpoint, request_timeout_s=request_timeout_s)
+    return report
+
+
+async def examine(endpoint: Endpoint, *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[ProbeReport, Identity]:
+    """The probe's report, and what the server tells about its configuration; raises `EndpointError`."""
+    from replay.questions import Questions
+
     async with endpoint.connect() as caller:
-        return await _Probe(caller, request_timeout_s).run()
+        return await Questions(caller, request_timeout_s).run()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reply:
-    """One answer to a question of the probe."""
-
-    status: int | None
-    answer: Answer | None  # None: no stream came
-    error: str | None
-    server: str | None
-
-
-class _Probe:
-    def __init__(self, caller: Caller, timeout_s: float) -> None:
-        self.caller = caller
-        self.timeout_s = timeout_s
-        self.requests = 0
-        self.end_token: int | None = None
-        self.tokenizes = False
-
-    async def run(self) -> ProbeReport:
-        endpoint = self.caller.endpoint
-        cards = await self.caller.reach()
-        card = await self.caller.check_model() if cards is not None else None
-        properties = await self.caller.properties()
-        # Long enough for an engine that caches by blocks to have one to reuse.
-        long_prompt = "Count the words of this text. " + "Many agents read many files and wait for their tools. " * 30
-        first = await self.chat(long_prompt, 8)
-        if first.status != 200 or (first.answer is not None and first.answer.error is not None):
-            status = f" (HTTP {first.status})" if first.status not in (None, 200) else ""
-            raise EndpointError(
-                f"the server at {endpoint.url} does not answer a chat completion{status}: {first.error}; "
-                f"is {endpoint.model!r} its model?"
-            )
-        streams = first.answer is not None and first.answer.events > 1
-        again = await self.chat(long_prompt, 8)
-        cached = again.answer.cached_tokens if again.answer is not None else None
-        verdict, evidence = await self.ask_ignore_eos(properties)
-        token_prompts, token_evidence = await self.ask_token_prompts(card.vocabulary_tokens if card else None)
-        context, source = await self.ask_context(properties, card.context_tokens if card else None)
-        return ProbeReport(
-            url=endpoint.url,
-            model=endpoint.model,
-            server=first.server or (card.owner if card else None),
-            models=tuple(entry.model for entry in cards) if cards is not None else None,
-            streams=streams,
-            usage_in_stream=first.answer is not None and first.answer.completion_tokens is not None,
-            done_marker=first.answer is not None and first.answer.done,
-            ignore_eos=verdict,
-            ignore_eos_evidence=evidence,
-            end_token=self.end_token,
-            token_prompts=token_prompts,
-            token_prompts_evidence=token_evidence,
-            context_tokens=context,
-            context_source=source,
-            vocabulary_tokens=card.vocabulary_tokens if card else None,
-            text_tokens_x=await self.ask_text_tokens(),
-            cached_tokens_reported=cached is not None,
-            tokenizes=self.tokenizes,
-            requests=self.requests,
-        )
-
-    async def ask(self, path: str, fields: dict[str, object], timeout_s: float | None = None) -> _Reply:
-        self.requests += 1
-        body = {
-            "model": self.caller.endpoint.model,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": 0.0,
-            **fields,
-        }
-        try:
-            response = await self.caller.post(path, msgspec.json.encode(body), timeout_s=timeout_s or self.timeout_s)
-        except (httpx.TransportError, httpx.DecodingError) as fault:
-            return _Reply(status=None, answer=None, error=str(fault), server=None)
-        server = response.headers.get("server")
-        if response.status_code != 200:
-            error = error_message(response.content) or "no reason given"
-            return _Reply(status=response.status_code, answer=None, error=error, server=server)
-        answer = read_answer(response.extensions[WIRE].reads)
-        if not answer.events:
-            return _Reply(status=200, answer=None, error="no event stream", server=server)
-        return _Reply(status=200, answer=answer, error=answer.error, server=server)
-
-    async def chat(self, text: str, max_tokens: int, **fields: object) -> _Reply:
-        messages = [{"role": "user", "content": text}]
-        return await self.ask("/v1/chat/completions", {"messages": messages, "max_tokens": max_tokens, **fields})
-
-    async def ask_text_tokens(self) -> float | None:
-        """How this server's tokenizer counts code, compared with the one that datasets are counted by."""
-        from curate.tokens import load_encoding
-
-        code = _page_of_code()
-        reply = await self.chat(code, 1)
-        if reply.answer is None or reply.answer.prompt_tokens is None:
-            return None
-        return round(reply.answer.prompt_tokens / len(load_encoding("o200k_base").encode_ordinary(code)), 3)
-
-    # -- the end token
-
-    async def ask_ignore_eos(self, properties: dict[str, object]) -> tuple[EosVerdict, str]:
-        question = "Reply with the single word OK."
-        for token in await self.end_tokens(properties):
-            bias = {str(token): 100}
-            control = await self.chat(question, FORCED_TOKENS, logit_bias=bias)
-            if control.status != 200 or control.answer is None:
-                break  # no logit bias here
-            if not _stopped_early(control.answer, FORCED_TOKENS):
-                continue  # not this model's end token
-            self.end_token = token
-            forced = await self.chat(question, FORCED_TOKENS, logit_bias=bias, ignore_eos=True)
-            return _compare(forced, FORCED_TOKENS, f"with its end token {token} made certain")
-        control = await self.chat(question, 3 * FORCED_TOKENS)
-        stops_itself = control.answer is not None and _stopped_early(control.answer, 3 * FORCED_TOKENS)
-        verdict: EosVerdict = "obeyed" if stops_itself else "unforced"
-        evidence = ""
-        for length in (7, 3 * FORCED_TOKENS):
-            way = "where it stops by itself otherwise" if stops_itself else "and it does not stop by itself either"
-            found, evidence = _compare(await self.chat(question, length, ignore_eos=True), length, way)
-            if found != "obeyed":
-                return found, evidence
-        return verdict, evidence
-
-    async def end_tokens(self, properties: dict[str, object]) -> list[int]:
-        """Candidates for the end token: what `/tokenize` takes for one token of its own."""
-        named = properties.get("eos_token")
-        texts = ([named] if isinstance(named, str) and named else []) + list(END_TOKEN_TEXTS)
-        found: list[int] = []
-        for text in dict.fromkeys(texts):
-            tokens = await self.caller.tokenize(text)
-            if tokens is None:
-                break
-            self.tokenizes = True
-            if len(tokens) == 1 and tokens[0] not in found:
-                found.append(tokens[0])
-            if len(found) == MOST_END_TOKENS_TRIED:
-                break
-        return found
-
-    # -- prompts of token ids
-
-    async def ask_token_prompts(self, vocabulary_tokens: int | None) -> tuple[TokenPromptVerdict, str]:
-        counted = []
-        for length in TOKEN_PROMPT_LENGTHS:
-            # Low ids exist in every vocabulary; the first few are special tokens in many.
-            spread = min(vocabulary_tokens or 256, 256) - 100
-            prompt = [100 + 7 * place % max(1, spread) for place in range(length)]
-            reply = await self.ask("/v1/completions", {"prompt": prompt, "max_tokens": 2})
-            if reply.status != 200 or reply.answer is None:
-                return "refused", f"HTTP {reply.status}: {reply.error}" if reply.status else str(reply.error)
-            counted.append(reply.answer.prompt_tokens)
-        asked = " and ".join(map(str, TOKEN_PROMPT_LENGTHS))
-        seen = " and ".join(str(count) if count is not None else "unknown" for count in counted)
-        verdict: TokenPromptVerdict = "exact" if counted == list(TOKEN_PROMPT_LENGTHS) else "inexact"
-        return verdict, f"sent {asked} ids, counted as {seen}"
-
-    # -- the context limit
-
-    async def ask_context(self, properties: dict[str, object], from_list: int | None) -> tuple[int | None, str | None]:
-        settings = properties.get("default_generation_settings")
-        slot = settings.get("n_ctx") if isinstance(settings, dict) else None
-        if isinstance(slot, int) and slot > 0:
-            return slot, "/props"  # of one slot; llama.cpp's model list tells what the model was trained with
-        if from_list is not None:
-            return from_list, "/v1/models"
-        # More output than any context holds: a server that checks says what it has, one that does not is hung up on.
-        reply = await self.ask(
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100_000_000},
-            timeout_s=min(5.0, self.timeout_s),
-        )
-        found = CONTEXT_LIMIT.search(reply.error or "") if reply.status != 200 else None
-        return (int(found[1]), "the words of its refusal") if found else (None, None)
+def probe_lines(report: ProbeReport) -> list[str]:
+    """The report for a terminal: a heading in brackets, then names and values in two columns."""
+    engine = TITLES[report.engine] + (f" {report.engine_version}" if report.engine_version else "")
+    models = None if report.models is None else ", ".join(report.models[:5]) + (" …" if len(report.models) > 5 else "")
+    groups: list[tuple[str, list[tuple[str, object]]]] = [
+        (
+            "server",
+            [
+                ("engine", f"{engine} (by {report.engine_evidence})" if report.engine != "unknown" else None),
+                ("names itself", report.server),
+                ("models", models or "no list"),
+                ("metrics", report.metrics_page or "none that we read"),
+                ("connection", report.keep_alive),
+            ],
+        ),
+        (
+            "answers",
+            [
+                ("streams", report.streams),
+                ("usage in the stream", report.usage_in_stream),
+                ("usage with every chunk", report.continuous_usage),
+                ("ends with [DONE]", report.done_marker),
+                ("tokens per chunk", report.tokens_per_chunk),
+            ],
+        ),
+        (
+            "honours",
+            [
+                ("ignore_eos", f"{report.ignore_eos}: {report.ignore_eos_evidence}"),
+                ("min_tokens", report.min_tokens),
+                ("logit_bias", report.logit_bias),
+                ("tools", f"{report.tools}: {report.tools_evidence}"),
+                ("tool calls in history", f"{report.tool_history}: {report.tool_history_evidence}"),
+                ("token-id prompts", f"{report.token_prompts}: {report.token_prompts_evidence}"),
+                ("unknown fields", report.unknown_fields),
+                ("fields it refuses", ", ".join(report.refused_fields) or "none of ours"),
+            ],
+        ),
+        (
+            "tokens",
+            [
+                ("context limit", _with_source(report.context_tokens, report.context_source)),
+                ("vocabulary", report.vocabulary_tokens),
+                ("counts by", report.counts_by),
+                ("tokens per o200k token", report.text_tokens_x),
+                ("usage minus /tokenize", report.tokenize_difference if report.tokenizes else "no /tokenize"),
+            ],
+        ),
+        (
+            "prefix cache",
+            [
+                ("cached tokens reported", report.cached_tokens_reported),
+                ("unit of reuse", _unit(report)),
+                ("seen", report.prefix_evidence),
+            ],
+        ),
+    ]
+    lines = []
+    for heading, rows in groups:
+        lines.append(f"[{heading}]")
+        lines += [f"  {name:<24}{_in_words(value)}" for name, value in rows]
+    return lines
 
 
-def _page_of_code() -> str:
-    """Some real code, as agents read all day: the head of this very file."""
-    return Path(__file__).read_text(encoding="utf-8")[:CODE_CHARACTERS]
+def _with_source(count: int | None, source: str | None) -> str | None:
+    return None if count is None else f"{count} (from {source})"
 
 
-def _stopped_early(answer: Answer, asked: int) -> bool:
-    if answer.completion_tokens is not None:
-        return answer.completion_tokens < asked
-    return answer.finish_reason is not None and answer.finish_reason != "length"
+def _unit(report: ProbeReport) -> str | None:
+    if report.prefix_reuse == "block" and report.prefix_block_tokens is not None:
+        return f"block of {report.prefix_block_tokens} tokens"
+    return report.prefix_reuse
 
 
-def _compare(reply: _Reply, asked: int, way: str) -> tuple[EosVerdict, str]:
-    if reply.status is not None and 400 <= reply.status < 500:
-        return "refused", f"HTTP {reply.status}: {reply.error}"
-    if reply.answer is None:
-        return "ignored", f"asked for {asked} tokens {way}, it failed: {reply.error}"
-    answer = reply.answer
-    count = "an unknown number" if answer.completion_tokens is None else str(answer.completion_tokens)
-    evidence = f"asked for {asked} tokens {way}, it gave {count}, finish reason {answer.finish_reason!r}"
-    obeyed = answer.finish_reason == "length" and answer.completion_tokens in (asked, None)
-    return ("obeyed" if obeyed else "ignored"), evidence
+def _in_words(value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,10 +19,22 @@ import pytest
 from click.testing import CliRunner
 
 from capture.fault import EnvironmentFault
+from capture.trajectory import Trajectory
 from replay import synth
+from replay.canary import CanaryResult, compare_canaries, run_canary
 from replay.command import replay
+from replay.delay import DelayPolicy
+from replay.drive import Drive, drive
+from replay.endpoint import Endpoint
 from replay.engine.llama import Engine, default_threads, running_engine
 from replay.engine.model import PRESETS, ensure_model
+from replay.loop import run
+from replay.plan import Plan, make_plan
+from replay.probe import probe
+from replay.protocol import Protocol
+from replay.scrape import Scraper, ServerSample, server_metrics
+from replay.window import Window
+from tests.sample_sessions import content_free_session, request
 
 pytestmark = pytest.mark.engine
 
@@ -81,6 +94,92 @@ def test_the_prefix_cache_hits_exactly_the_shared_blocks(engine: Engine) -> None
 
     assert usage([1, 2, 3, 4, 5, 6], 400, 1)["prompt_tokens_details"]["cached_tokens"] == 0
     assert usage([1, 2, 3, 4, 8, 9, 10], 500, 2)["prompt_tokens_details"]["cached_tokens"] == 4 * 64
+
+
+def test_the_probe_finds_what_llama_honours(engine: Engine) -> None:
+    report = run(probe(Endpoint(engine.url, engine.model)))
+    assert (report.engine, report.metrics_page, report.models) == ("llama.cpp", "/metrics", (engine.model,))
+    assert (report.ignore_eos, report.min_tokens, report.logit_bias) == ("obeyed", "ignored", "obeyed")
+    assert (report.token_prompts, report.tools, report.tool_history) == ("exact", "taken", "taken")
+    assert (report.done_marker, report.continuous_usage, report.tokens_per_chunk) == (True, False, 1.0)
+    assert (report.keep_alive, report.unknown_fields, report.refused_fields) == ("announced, not kept", "taken", ())
+    assert (report.context_tokens, report.context_source, report.vocabulary_tokens) == (4_096, "/props", 32_000)
+    assert (report.prefix_reuse, report.prefix_block_tokens, report.tokenize_difference) == ("token", 1, 0)
+    assert report.problem(exact_length=True, token_prompts=True, tools=True) is None
+
+
+def test_the_canary_sees_a_server_that_stays_what_it_was(engine: Engine) -> None:
+    async def ask() -> CanaryResult:
+        async with Endpoint(engine.url, engine.model).connect() as caller:
+            return await run_canary(caller)
+
+    before, after = run(ask()), run(ask())
+    assert [pair.repeated for pair in before.servers[0].greedy] == [1.0, 1.0, 1.0]
+    assert before.servers[0].recorded.skipped == "the server gives none for the tokens of a prompt"
+    assert compare_canaries(before, after) == ()
+
+
+def block_session(number: int) -> Trajectory:
+    """Four turns of 20 to 29 blocks, each of which begins with all of the one before."""
+    turns = []
+    for turn in range(4):
+        blocks = tuple(range(1_000 * number, 1_000 * number + 20 + 3 * turn))
+        turns.append(
+            request(
+                turn, prompt_tokens=64 * len(blocks), block_size=64, block_hashes=blocks, completion_tokens=8,
+                cache_read_tokens=None,
+            )
+        )  # fmt: skip
+    return dataclasses.replace(content_free_session(f"s{number}"), requests=tuple(turns))
+
+
+def play_once(engine: Engine, plan: Plan, agents: int) -> tuple[Drive, list[ServerSample]]:
+    protocol = Protocol(
+        name="once", ramp_per_s=1_000.0, settle_s=0.0, min_measure_s=60.0, min_trajectories=0,
+        min_trajectories_per_agent=0, max_phase_s=60.0, start_offset_turns=0, request_timeout_s=WAIT_S,
+    )  # fmt: skip
+    endpoint = Endpoint(engine.url, engine.model)
+    with Scraper(endpoint, period_s=0.1) as scraper:
+        played = run(drive(plan, endpoint, agents=agents, protocol=protocol, trial=agents))
+    assert played.stop_reason == "plays_done"
+    zero = played.zero_monotonic_ns
+    return played, [dataclasses.replace(sample, t_ns=sample.t_ns - zero) for sample in scraper.samples]
+
+
+def test_the_prefix_cache_holds_four_agents_exactly_and_collapses_under_sixteen(cache: Path) -> None:
+    plan = make_plan(
+        [block_session(number) for number in range(1, 17)],
+        dataset_digest="d",
+        delay=DelayPolicy(tool="none", unsplit="none"),
+        once=True,
+    )
+    ideal = {
+        (session_id, turn.request_index): prefix.shared
+        for session_id in plan.session_ids
+        for turn, prefix in zip(plan.script(session_id).turns, plan.script(session_id).prefixes, strict=True)
+    }
+    # Four slots and no copies in main memory: what a fifth agent needs is another one's prefix.
+    with running_engine(slots=4, slot_context=4_096, cache_ram_mib=0, cache=cache / "agentdyno" / "models") as small:
+        few, told_few = play_once(small, plan, 4)
+        many, told_many = play_once(small, plan, 16)
+    assert sum(ideal.values()) == 70_656
+    for played in (few, many):
+        assert len(played.records) == 64
+        assert {record.outcome for record in played.records} == {"ok"}
+        assert all(record.prompt_tokens == record.planned_prompt_tokens for record in played.records)
+        assert {record.completion_tokens for record in played.records} == {8}
+    assert all(record.cached_tokens == ideal[record.session_id, record.request_index] for record in few.records)
+    assert sum(record.cached_tokens or 0 for record in many.records) < 0.1 * 70_656
+    # The server's own metrics say the same, and where the other agents were.
+    ends = (Window(start_ns=-(10**9), end_ns=one.phase_end_ns + 10**10) for one in (few, many))
+    calm, crowded = (server_metrics(told, window) for told, window in zip((told_few, told_many), ends, strict=True))
+    assert calm is not None
+    assert crowded is not None
+    assert calm.total.prefix_hits == 70_656
+    assert calm.total.prefix_queries == 100_352
+    assert crowded.total.prefix_hits == sum(record.cached_tokens or 0 for record in many.records)
+    assert crowded.total.waiting is not None
+    assert crowded.total.waiting.peak > 0
 
 
 def test_a_chat_with_tools_and_their_results_is_served(engine: Engine) -> None:
