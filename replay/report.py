@@ -1,103 +1,178 @@
-"""A run as one HTML file that needs nothing beside it."""
+"""A run as a report: one HTML file that needs nothing beside it, the same as Markdown, and its score as JSON."""
 
 from __future__ import annotations
 
-from collections import Counter
+import datetime
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
+import msgspec
 
 from capture.atomic import write_atomically
 from replay import chart
-from replay.judge import read_score
-from replay.measure import judge
+from replay.document import Document, Section
+from replay.judge import judge_run, read_score
+from replay.markdown import markdown
+from replay.observation import observe
 from replay.runfolder import RunFolder
+from replay.sections import cache, client, power, score, server, setup, speed, steady, work
+from replay.sections.source import Seen, Source
+from replay.sentence import findings, slo_text
 from replay.slo import slo_from_json
-from replay.summary import denominator_line, headline, share, value
 from replay.trial import Trial, read_trial
 from replay.verify import verify
-from replay.window import in_window
+from replay.void import late_windows
 
-NOT_SAID = (
-    "Whether the answers are any good: they are drained and thrown away, and tools are a wait, not a program.",
-    "How other traces, other delays or another length policy would do: results under unlike policies do not compare.",
-    "The power of anything outside the named scope: a megawatt here is not a facility's megawatt.",
-    "How sure the number of agents is: one trial per level was run, and the next run may pass one agent more or less.",
+type Format = Literal["html", "md", "json"]
+
+_NOT_SAID = (
+    "Whether the answers are any good: they are drained and thrown away; the canary only sees a shift. Tools are a "
+    "wait, "
+    "not a program.",
+    "How another dataset, other delays or another length policy would do: results under unlike policies do not "
+    "compare.",
 )
 
 
-def write_report(folder: RunFolder, out: Path | None = None) -> Path:
-    """Writes report.html and returns its path. Raises RunFault, TrialFault or ValueError for what is missing."""
-    path = out or folder.path / "report.html"
-    write_atomically(path, render(folder).encode())
+def write_report(folder: RunFolder, out: Path | None = None, form: Format = "html") -> Path:
+    """Writes report.html, .md or .json and returns its path. Raises RunFault or TrialFault for what is missing."""
+    path = out or folder.path / f"report.{form}"
+    write_atomically(path, render(folder, form).encode())
     return path
 
 
-def render(folder: RunFolder) -> str:
-    """The page's text."""
-    score = read_score(folder.score_path)
-    differences = verify(folder)
-    trials = {number: read_trial(folder.trial_path(number)) for number in folder.trial_numbers()}
-    slo = slo_from_json(score["slo"]) if score["slo"] is not None else None
-    limits = slo.limits if slo is not None else None
-    levels = []
-    for item in sorted(score["trials"], key=lambda item: item["agents"]):
-        trial = trials[item["trial"]]
-        samples = judge(trial.records, trial.facts.window, limits)
-        levels.append((f"{item['agents']} agents", item["measure"]["verdict"], samples))
-    # Where nothing passed, the last trial is what there is to look at.
-    shown_number = score["winning_trial"] or max(trials)
-    shown = trials[shown_number]
+def render(folder: RunFolder, form: Format = "html") -> str:
+    """The report's text. A run that is not finished is judged from the trials that are there."""
+    unfinished = not folder.score_path.is_file()
+    contents = judge_run(folder) if unfinished else read_score(folder.score_path)
+    if form == "json":
+        return as_json(contents)
+    source = Source(
+        score=contents,
+        trials={number: _seen(read_trial(folder.trial_path(number)), contents) for number in folder.trial_numbers()},
+        folder=folder.path.resolve().name,
+        differences=() if unfinished else tuple(str(difference) for difference in verify(folder)),
+        unfinished=unfinished,
+    )
+    return markdown(compose(source)) if form == "md" else page(compose(source))
+
+
+def _seen(trial: Trial, contents: dict[str, Any]) -> Seen:
+    facts = trial.facts
+    return Seen(
+        records=trial.records,
+        observation=observe(
+            trial.records,
+            facts.window,
+            exact_length=contents["policies"]["length"]["mode"] == "exact",
+            finished_plays=facts.finished_plays,
+            late=late_windows(facts.health.windows, [slo_from_json(slo) for slo in contents["slos"]]),
+            finite=facts.finite,
+        ),
+        samples=trial.samples,
+        power_sources=facts.power_sources,
+        server=trial.server,
+    )
+
+
+def as_json(contents: dict[str, Any]) -> str:
+    """score.json with the verdict sentences in front."""
+    said = {"verdict_sentences": [finding.sentence for finding in findings(contents)], **contents}
+    return msgspec.json.format(msgspec.json.encode(said), indent=1).decode() + "\n"
+
+
+def page(document: Document) -> str:
+    """The document as one HTML file without any outer resource or script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["share"] = share
-    environment.filters["number"] = lambda number, unit="": value(number, unit).strip()
-    return environment.get_template("report.html.j2").render(
-        score=score,
-        headline=headline(score),
-        denominators=[denominator_line(row) for row in score["denominators"]],
-        not_said=NOT_SAID,
-        differences=[str(difference) for difference in differences[:10]],
-        shown=next(item for item in score["trials"] if item["trial"] == shown_number),
-        won=score["winning_trial"] is not None,
-        plan=folder.plan(),
-        sessions=_sessions(shown),
-        distributions=chart.distributions(levels, score["slo"]["limits"] if score["slo"] else None),
-        timeline=chart.timeline(shown.records, shown.facts.window),
-        power=chart.power(shown.samples, shown.facts.power_sources, shown.facts.window),
+    numbers = itertools.count(1)
+    environment.filters["own_ids"] = lambda text: chart.with_own_ids(text, f"chart{next(numbers)}")
+    return environment.get_template("report.html.j2").render(document=document)
+
+
+def compose(source: Source) -> Document:
+    """The document of a run, top to bottom what a buyer asks."""
+    contents = source.score
+    sections: tuple[Section | None, ...] = (
+        score.attainment(source),
+        score.search(source),
+        speed.speed(source),
+        cache.cache(source),
+        server.server(source),
+        power.power(source),
+        client.client(source),
+        steady.steady(source),
+        work.jobs(source),
+        work.failures(source),
+        work.tokens(source),
+        setup.system(source),
+        setup.policies(source),
+        setup.files(source),
+    )
+    started = datetime.datetime.fromtimestamp(contents["started_unix_us"] / 1e6, tz=datetime.UTC)
+    return Document(
+        findings=findings(contents),
+        because=_because(contents),
+        subject=f"{contents['endpoint']['model']} on {contents['system']['name']}, {started:%Y-%m-%d %H:%M} UTC",
+        alarm=_alarm(source),
+        not_said=_not_said(contents),
+        at_a_glance=score.at_a_glance(contents),
+        beside=tuple(contents["labels"]),
+        sections=tuple(section for section in sections if section is not None),
+        foot=f"agentdyno {contents['agentdyno_version']}, methodology {contents['methodology_version']}, plan "
+        f"{contents['plan']['digest']}, dataset {contents['dataset_digest']}.",
     )
 
 
-def _sessions(trial: Trial) -> list[dict[str, Any]]:
-    """The requests of the window by session."""
-    rows: dict[str, list[Any]] = {}
-    for record in in_window(trial.records, trial.facts.window):
-        rows.setdefault(record.session_id, []).append(record)
-    finished = Counter(play.session_id for play in trial.facts.finished_plays)
-    found = []
-    for session_id, records in sorted(rows.items()):
-        prompts = [record.prompt_tokens for record in records if record.prompt_tokens is not None]
-        cached = [record.cached_tokens for record in records if record.cached_tokens is not None]
-        waits = sorted(
-            (record.first_content_at_ns - record.intended_at_ns) / 1e9
-            for record in records
-            if record.first_content_at_ns is not None
+def _because(contents: dict[str, Any]) -> tuple[str, ...]:
+    """Why the first verdict is what it is; a number that was found explains itself in its section."""
+    first = contents["results"][0] if contents["results"] else contents
+    if contents["results"] and (first["search"] or {}).get("outcome") == "found":
+        return ()
+    said = findings(contents)[0].detail
+    return tuple(reason for reason in first["reasons"] if reason not in said)
+
+
+def _alarm(source: Source) -> tuple[str, ...]:
+    if source.unfinished:
+        return (
+            f"This run is not finished: {source.folder} has no score.json. What stands here is judged from its trials "
+            "so far.",
         )
-        found.append(
-            {
-                "session_id": session_id,
-                "requests": len(records),
-                "failed": sum(record.outcome not in ("ok", "stopped") for record in records),
-                "finished": finished[session_id],
-                "prompt_tokens": sum(prompts) if prompts else None,
-                "cached_share": sum(cached) / sum(prompts) if cached and sum(prompts) else None,
-                "output_tokens": sum(record.completion_tokens or 0 for record in records),
-                "ttft_p50": waits[len(waits) // 2] if waits else None,
-            }
+    if not source.differences:
+        return ()
+    first = source.differences[:10]
+    more = len(source.differences) - len(first)
+    return (
+        f"The numbers of score.json do not follow from the files of this run ({len(source.differences)} differences):",
+        *first,
+        *((f"… and {more} more.",) if more else ()),
+    )
+
+
+def _not_said(contents: dict[str, Any]) -> tuple[str, ...]:
+    said = []
+    if contents["slos"]:
+        names = "; ".join(f"{slo['name']} is {slo_text(slo)}" for slo in contents["slos"][:1])
+        said.append(f"Anything about another service level: {names}.")
+    said += _NOT_SAID
+    rows = [row for result in contents["results"] for row in result["denominators"] if row["unit"] == "W"]
+    if rows:
+        scopes = "; ".join(dict.fromkeys(f"{row['source']} covers {row['scope']}" for row in rows))
+        said.append(f"The power of anything outside its scope, such as a facility's megawatt: {scopes}.")
+    else:
+        said.append("Anything about power: none was measured or declared for this number.")
+    if contents["kind"] == "run":
+        said.append(
+            "How many agents this system sustains: this is one trial at a number that was asked for, no search."
         )
-    return found
+    elif not contents["restart"]["command_given"]:
+        said.append("How much a restart of the server changes: it was not restarted, and the interval leaves that out.")
+    return tuple(said)

@@ -1,0 +1,201 @@
+"""Numbers and verdicts in words: the same ones in the terminal, on the page and in Markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from replay.document import Finding, Tone
+from replay.slo import WORDS
+
+UNKNOWN = "–"
+NEVER = "∞"  # of a time: no first token ever came
+
+
+def value(number: float | None, unit: str = "") -> str:
+    """A number with its unit, or a dash where it is unknown."""
+    if number is None or not math.isfinite(number):
+        return UNKNOWN
+    text = f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.3g}"
+    return f"{text} {unit}".rstrip()
+
+
+def share(number: float | None) -> str:
+    """A share in percent, or a dash where it is unknown."""
+    if number is None or not math.isfinite(number):
+        return UNKNOWN
+    return f"{number:.0%}" if number in (0, 1) or 0.1 <= number <= 0.9 else f"{number:.1%}"
+
+
+def plain(item: Any) -> str:
+    """Any JSON value in a few words."""
+    if item is None or item in ("", [], {}):
+        return UNKNOWN
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, int):
+        return f"{item:,}" if abs(item) >= 10_000 else str(item)
+    if isinstance(item, float):
+        return value(item)
+    if isinstance(item, list):
+        return ", ".join(plain(each) for each in item[:8]) + (f", … {len(item)} in all" if len(item) > 8 else "")
+    if isinstance(item, dict):
+        return "; ".join(f"{name_of(key)} {plain(each)}" for key, each in item.items())
+    return str(item)
+
+
+def name_of(field: str) -> str:
+    """A field's name in words, with its unit: `power cap (W)`."""
+    for suffix, unit in (("_tok_s", "tok/s"), ("_per_s", "per second"), ("_ms", "ms"), ("_s", "s"), ("_w", "W")):
+        if field.endswith(suffix):
+            return f"{field.removesuffix(suffix).replace('_', ' ')} ({unit})"
+    return field.replace("_", " ")
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def term_name(term: dict[str, Any]) -> str:
+    """`P95 time to first token`, and whose."""
+    words, _ = WORDS[term["quantity"]]
+    return f"P{term['percentile']:g} {words}" + (" of each agent" if term["scope"] == "agent" else "")
+
+
+def term_limit(term: dict[str, Any]) -> str:
+    """`at most 10 s`."""
+    _, unit = WORDS[term["quantity"]]
+    side = "at least" if term["quantity"].endswith("tok_s") else "at most"
+    return f"{side} {term['limit']:g} {unit}".rstrip()
+
+
+def slo_text(slo: dict[str, Any]) -> str:
+    """A service level's terms in one line."""
+    terms = ", ".join(f"{term_name(term)} {term_limit(term)}" for term in slo["terms"])
+    if any(term["scope"] == "agent" for term in slo["terms"]) and slo["agent_share"] < 1:
+        terms += f" (for {share(slo['agent_share'])} of the agents)"
+    return terms
+
+
+def observed(result: dict[str, Any]) -> str:
+    """A term's observed value; a first token that never came is infinite, not unknown."""
+    if result.get("infinite"):
+        return NEVER
+    return value(result["observed"], WORDS[result["term"]["quantity"]][1])
+
+
+def times_limit(margin: float | None) -> str:
+    """A margin ln(observed / limit), signed so that more than 0 fails, as the factor by which the limit is used."""
+    return UNKNOWN if margin is None or not math.isfinite(margin) else f"{math.exp(margin):.2f}×"
+
+
+def findings(score: dict[str, Any]) -> tuple[Finding, ...]:
+    """One per service level, in order; of a run without one, that it ran."""
+    if score["results"]:
+        return tuple(finding(score, result) for result in score["results"])
+    agents, tail = score["agents"], f"no service level was asked; {_foot(score)}"
+    if score["verdict"] == "invalid":
+        claim = f"{_agents(agents)} driven, and the numbers may not be believed".capitalize()
+        return (Finding(claim=claim, detail=f"{_why(score, 'no trial was run')}; {_kind(score)}", tone="invalid"),)
+    return (Finding(claim=f"{_agents(agents)} driven", detail=tail, tone="met"),)
+
+
+def finding(score: dict[str, Any], result: dict[str, Any]) -> Finding:
+    """The verdict sentence of one service level: estimate, interval, certified, power, class, methodology."""
+    name, verdict = result["slo"], result["verdict"]
+    foot = _foot(score, result)
+    if score["kind"] == "run":
+        agents, words = result["agents"], {"met": "hold", "missed": "miss"}.get(verdict)
+        if words is None:
+            why = _why(result, "its numbers may not be believed")
+            return Finding(claim=f"No verdict on {name}", detail=f"one trial, {why}; {foot}", tone=_tone(verdict))
+        detail = f"one trial, not searched; {_goodput(result)}{foot}"
+        return Finding(claim=f"{_agents(agents)} {words} {name}", detail=detail, tone=_tone(verdict))
+    outcome = (result["search"] or {}).get("outcome")
+    kind = _kind(score)
+    if outcome == "none_holds":
+        return Finding(claim=f"Not even one agent holds {name}", detail=f"{_why(result, '')}; {kind}", tone="missed")
+    if verdict == "met" and result["agents"] is not None:
+        whole = result["whole"] if result["whole"] is not None else math.floor(result["agents"])
+        least = "At least " if outcome == "maximum" else ""
+        claim = f"{least}{_agents(whole)} {'hold' if whole != 1 else 'holds'} {name}"
+        detail = f"{_estimate(result, outcome)}; {_certified(result)}; {_goodput(result)}{foot}"
+        return Finding(claim=claim, detail=detail, tone="met")
+    claim = f"{'Undecided' if verdict == 'undecided' else 'No score'} on {name}"
+    return Finding(claim=claim, detail=f"{_why(result, 'the search found no answer')}; {kind}", tone=_tone(verdict))
+
+
+def _tone(verdict: str) -> Tone:
+    tones: dict[str, Tone] = {"met": "met", "missed": "missed", "undecided": "undecided"}
+    return tones.get(verdict, "invalid")
+
+
+def _agents(number: float | None) -> str:
+    return "no agents" if number is None else count(int(number), "agent")
+
+
+def _estimate(result: dict[str, Any], outcome: str | None) -> str:
+    interval = result["interval"]
+    estimate = f"estimate {result['agents']:.3g}" if outcome != "maximum" else "the search ended at its maximum"
+    if interval is None:
+        return f"{estimate}, no interval"
+    return f"{estimate}, {interval['level']:.0%} interval {interval['low']:.3g} to {interval['high']:.3g}".replace(
+        "95% ", "95 % "
+    )
+
+
+def _certified(result: dict[str, Any]) -> str:
+    return "nothing certified" if result["certified"] is None else f"{result['certified']} certified"
+
+
+def _goodput(result: dict[str, Any]) -> str:
+    agents, trial = result.get("goodput_agents"), result.get("goodput_trial")
+    return f"{count(agents, 'agent')} hold it each by themselves; " if agents is not None and trial is not None else ""
+
+
+def _foot(score: dict[str, Any], result: dict[str, Any] | None = None) -> str:
+    per_megawatt = [row for row in (result or {}).get("denominators", ()) if row["unit"] == "W"]
+    power = "; ".join(
+        f"{row['agents']:,.0f} agents per MW, power {row['basis']}" + _by(row["source"], row["basis"])
+        for row in per_megawatt
+    )
+    if not power:
+        bases = sorted({total["basis"] for trial in score["trials"] for total in trial["power"] if total["valid"]})
+        power = f"power {' and '.join(bases)}" if bases else "no power"
+    return f"{power}; {_kind(score)}"
+
+
+def _kind(score: dict[str, Any]) -> str:
+    kind = f"class {score['class']}; " if score["class"] else ""
+    return f"{kind}methodology {score['methodology_version']}"
+
+
+def _why(result: dict[str, Any], otherwise: str) -> str:
+    return result["reasons"][0] if result["reasons"] else otherwise
+
+
+def _by(source: str, basis: str) -> str:
+    return "" if source == basis else f" by {source}"
+
+
+def denominator_line(row: dict[str, Any]) -> str:
+    """One ratio with its denominator and its interval."""
+    low, high = row.get("agents_low"), row.get("agents_high")
+    between = f" ({_ratio(low)} to {_ratio(high)})" if low is not None and high is not None else ""
+    certified = row.get("agents_certified")
+    sure = f", {_ratio(certified)} certified" if certified is not None else ""
+    if row["unit"] != "W":
+        unit = row["per"] if row["denominator"] == 1 else row["unit"]
+        basis = f"{row['denominator']:g} {unit}, {row['basis']}"
+        return f"{_ratio(row['agents'])} agents per {row['per']}{between}{sure} ({basis})"
+    each = row.get("watts_per_agent")
+    watts = f", {value(each, 'W')} per agent" if each is not None else ""
+    return (
+        f"{row['agents']:,.0f} agents per MW{between}{sure} ({row['basis']}{_by(row['source'], row['basis'])}: "
+        f"{row['denominator']:,.1f} W{watts}; {row['scope']})"
+    )
+
+
+def _ratio(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:,.3g}"
