@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from replay.commands import engine, judge, probe, run, score
+from replay.commands import compare, engine, judge, probe, run, score, selftest, statistics
 
 
 @click.group()
@@ -12,5 +12,14 @@ def replay() -> None:
     """Replay a dataset against a serving system and score agents per megawatt."""
 
 
-for command in (*engine.COMMANDS, *probe.COMMANDS, *run.COMMANDS, *score.COMMANDS, *judge.COMMANDS):
+for command in (
+    *engine.COMMANDS,
+    *probe.COMMANDS,
+    *run.COMMANDS,
+    *score.COMMANDS,
+    *judge.COMMANDS,
+    *compare.COMMANDS,
+    *selftest.COMMANDS,
+    *statistics.COMMANDS,
+):
     replay.add_command(command)

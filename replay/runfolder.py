@@ -1,6 +1,7 @@
 """A run's folder: what was asked stands in it first, the score last, so that an unfinished run can be continued.
 
-`run.json` (inputs) · `plan.json` · `trials/N/` (facts) · `score.json` (judgement, last) · `report.html`.
+`plan.json` · `run.json` (inputs) · `canary.json` · `trials/N/` (facts) · `score.json` (judgement, last) ·
+`report.html`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,38 @@ from typing import Any, Literal
 
 import msgspec
 
-from replay.plan import PlanFile, load_plan
-from replay.protocol import Protocol
+from curate.manifest import write_json
+from replay.canary import CanaryResult
+from replay.plan import Plan, PlanFile, load_plan
+from replay.protocol import Protocol, RunClass
+from replay.search import SearchRules
+from replay.slo import Slo, slo_from_json
 from replay.trial import TrialFault, read_facts
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 
 
 class RunFault(ValueError):
     """A run's folder cannot be used as asked; the sentence names the place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointInputs:
+    """Where requests go, without a key or the name of its variable."""
+
+    urls: tuple[str, ...]
+    model: str
+    affinity_headers: tuple[str, ...]
+    proxy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """The run that this one is compared with: it takes that run's rules and seed, and the other order of its trials."""
+
+    plan_digest: str
+    started_unix_us: int
+    order: Literal["forward", "reversed"]  # of this run's confirmation trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +55,47 @@ class RunInputs:
     methodology_version: str
     agentdyno_version: str
     kind: Literal["score", "run"]
-    started_unix_us: int
-    url: str
-    model: str
-    dataset_digest: str
-    plan_digest: str
-    slo: dict[str, Any] | None
-    protocol: Protocol  # under which the trials run
+    run_class: RunClass | None  # of a score
     quick: bool
+    started_unix_us: int
+    endpoint: EndpointInputs
+    workers: int  # client processes
+    restarts: bool  # the server is restarted before every trial around the answer
+    dataset_digest: str
+    dataset_match: dict[str, Any] | None
+    plan_digest: str
+    slos: tuple[dict[str, Any], ...]
+    protocol: Protocol  # under which the trials run
+    start_agents: int  # as asked; of a single run: its agents
+    maximum_agents: int | None  # as asked
+    rules: SearchRules | None  # of a score
+    maximum_why: str
+    against: Against | None
     system: dict[str, Any]
     power: tuple[str, ...]
-    start_agents: int  # of the search; of a single run: its agents
-    maximum_agents: int
-    maximum_why: str
     probe: dict[str, Any]
+    client_limit: dict[str, Any] | None  # how many agents this machine can drive, where that was tried
+
+    @property
+    def levels(self) -> tuple[Slo, ...]:
+        """The service levels; raises KeyError, TypeError or ValueError where the file was altered."""
+        return tuple(slo_from_json(slo) for slo in self.slos)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryPair:
+    """`canary.json`: the quality canary's facts before the first trial and after the last."""
+
+    before: CanaryResult
+    after: CanaryResult | None
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+SEEN = ("started_unix_us", "probe", "client_limit", "rules", "maximum_why")
+"""Fields of run.json that are seen rather than asked, or follow from what was seen: a continued run keeps its first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,34 +116,63 @@ class RunFolder:
     def score_path(self) -> Path:
         return self.path / "score.json"
 
+    @property
+    def canary_path(self) -> Path:
+        return self.path / "canary.json"
+
     def trial_path(self, trial: int) -> Path:
         return self.path / "trials" / str(trial)
 
     def check_new(self) -> None:
-        """Raises RunFault unless nothing is there."""
-        if self.path.is_symlink() or (self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))):
+        """Raises RunFault unless nothing is there, or only what a run leaves that was killed before it had begun."""
+        if self.path.is_symlink() or (self.path.exists() and not self._unbegun()):
             raise RunFault(
                 f"{self.path} exists already: name a new folder, or continue an unfinished run with --resume"
             )
 
-    def check_resumable(self) -> None:
-        """Raises RunFault unless an unfinished run is there."""
-        if not self.inputs_path.is_file() or not self.plan_path.is_file():
-            raise RunFault(f"{self.path} holds no unfinished run: leave --resume out to start one")
+    def check_resumable(self) -> bool:
+        """Whether a run has begun there; raises RunFault where none can be continued."""
         if self.score_path.exists():
             raise RunFault(f"{self.path} is finished: its score.json stands; name a new folder for another run")
+        if self.inputs_path.is_file() and self.plan_path.is_file():
+            return True
+        if not self.path.exists() or not self._unbegun():
+            raise RunFault(f"{self.path} holds no unfinished run: leave --resume out to start one")
+        return False
+
+    def _unbegun(self) -> bool:
+        """Nothing is there but a plan: run.json is written after it, and trials after that."""
+        return self.path.is_dir() and all(
+            entry.name == self.plan_path.name or entry.name.startswith(".") for entry in self.path.iterdir()
+        )
+
+    def begin(self, inputs: RunInputs, plan: Plan) -> None:
+        """Makes the folder; the plan stands in it before the inputs do."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        plan.dump(self.plan_path)
+        write_json(self.inputs_path, inputs)
+
+    def canary(self) -> CanaryPair | None:
+        """The quality canary's facts; raises RunFault."""
+        try:
+            return msgspec.json.decode(self.canary_path.read_bytes(), type=CanaryPair)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, OSError) as error:
+            raise RunFault(f"{self.canary_path} is not readable: {error}") from error
 
     def inputs(self) -> RunInputs:
         """What was asked; raises RunFault."""
         try:
-            inputs = msgspec.json.decode(self.inputs_path.read_bytes(), type=RunInputs)
+            raw = self.inputs_path.read_bytes()
+            version = msgspec.json.decode(raw, type=_Version).version
+            if version != RUN_VERSION:
+                raise RunFault(f"{self.inputs_path} has version {version}; this agentdyno reads version {RUN_VERSION}")
+            return msgspec.json.decode(raw, type=RunInputs)
         except FileNotFoundError as error:
             raise RunFault(f"{self.inputs_path} is missing: {self.path} is no run folder") from error
         except (msgspec.DecodeError, OSError) as error:
             raise RunFault(f"{self.inputs_path} is not readable: {error}") from error
-        if inputs.version != RUN_VERSION:
-            raise RunFault(f"{self.inputs_path} has version {inputs.version}; this agentdyno reads {RUN_VERSION}")
-        return inputs
 
     def plan(self) -> PlanFile:
         """What was planned; raises RunFault."""
@@ -118,7 +198,7 @@ class RunFolder:
         """Raises RunFault naming the first input in which an unfinished run differs from what is asked now."""
         before = self.inputs()
         for field in dataclasses.fields(RunInputs):
-            if field.name in ("started_unix_us", "probe"):
+            if field.name in SEEN:
                 continue
             old, new = getattr(before, field.name), getattr(asked, field.name)
             if msgspec.json.encode(old) != msgspec.json.encode(new):

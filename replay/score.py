@@ -4,64 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from agentdyno import __version__
 from capture.trajectory import Trajectory
 from curate.manifest import write_json
-from replay import loop
-from replay.endpoint import Endpoint, EndpointError
-from replay.judge import Judged, file_digests, judge_trial, protocol_maximum, score_json
-from replay.plan import ContextPolicy, DelayPolicy, Isolation, LengthPolicy, Plan, load_plan, make_plan, token_id_range
-from replay.power.choice import PowerChoice
-from replay.power.source import PowerSource
-from replay.probe import ProbeReport, probe
+from replay.against import check_same_plan
+from replay.driver import Driver, LiveDriver
+from replay.endpoint import EndpointError
+from replay.judge import Judged, judge_trial, protocol_maximum, score_json
+from replay.plan import Plan, Turn, load_plan, make_plan, token_id_range
+from replay.probe import ProbeReport
 from replay.protocol import Progress, Protocol
-from replay.runfolder import RUN_VERSION, RunFolder, RunInputs
-from replay.search import Done, next_step
-from replay.slo import Slo, slo_to_json
-from replay.system import System, system_to_json
-from replay.trial import read_trial, run_trial
+from replay.request import RunRequest
+from replay.results import next_order
+from replay.runfolder import RUN_VERSION, CanaryPair, EndpointInputs, RunFolder, RunInputs
+from replay.search import SearchRules
+from replay.slo import slo_to_json
+from replay.system import system_to_json
+from replay.trial import TrialOrder, read_trial
 
-METHODOLOGY_VERSION = "0.1"  # of docs/METHODOLOGY.md, which says what a score means
+METHODOLOGY_VERSION = "1.0"  # of docs/METHODOLOGY.md, which says what a score means
 MAXIMUM_AGENTS = 65_536
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRules:
-    """How recorded sessions become requests. `context.limit` is the server's where it is None and the server says."""
-
-    seed: int = 0
-    once: bool = False
-    delay: DelayPolicy = dataclasses.field(default_factory=DelayPolicy)
-    length: LengthPolicy = dataclasses.field(default_factory=LengthPolicy)
-    context: ContextPolicy = dataclasses.field(default_factory=ContextPolicy)
-    isolation: Isolation = "play"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
-    """What is asked of a run. A `score` searches from `agents`; a `run` is one trial of so many."""
-
-    kind: Literal["score", "run"]
-    endpoint: Endpoint
-    dataset_digest: str
-    rules: PlanRules
-    slo: Slo | None
-    protocol: Protocol
-    quick: bool
-    system: System
-    power: tuple[PowerChoice, ...]
-    agents: int
-    maximum_agents: int | None
-    out: Path
-    resume: bool
+SCREEN_S = 1800.0  # what a screen is meant to take at most
+SELFTEST_MOST = 16_384  # agents that the self-test can try
+BYTES_PER_TOKEN = 4  # of prompt text, to try the client with; an order of magnitude is enough
 
 
 class Watcher:
@@ -70,7 +42,10 @@ class Watcher:
     def say(self, text: str) -> None:
         """A sentence about the run as a whole."""
 
-    def trial_begins(self, trial: int, agents: int, protocol: Protocol) -> None:
+    def run_begins(self, inputs: RunInputs) -> None:
+        """What was asked is settled; trials follow, or those that were run before."""
+
+    def trial_begins(self, order: TrialOrder, protocol: Protocol) -> None:
         """A trial starts now."""
 
     def progress(self, progress: Progress) -> None:
@@ -81,100 +56,127 @@ class Watcher:
 
 
 def run(
-    request: RunRequest, trajectories: Callable[[], Iterable[Trajectory]], watcher: Watcher | None = None
+    request: RunRequest,
+    trajectories: Callable[[], Iterable[Trajectory]],
+    watcher: Watcher | None = None,
+    driver: Driver | None = None,
 ) -> dict[str, Any]:
-    """Does the whole run and returns the contents of its score.json.
+    """Does the whole run and returns the contents of its score.json; without `driver` on the real server.
 
     Raises RunFault for the folder, PowerFault for a source, EndpointError for the server, ValueError for the plan,
-    KeyboardInterrupt after Ctrl-C: the folder can then be continued.
+    EnvironmentFault for a restart, KeyboardInterrupt after Ctrl-C: the folder can then be continued.
     """
     watcher = watcher or Watcher()
     folder = RunFolder(path=request.out)
-    folder.check_resumable() if request.resume else folder.check_new()
+    begun = request.resume and folder.check_resumable()
+    if not begun:
+        folder.check_new()
     with contextlib.ExitStack() as stack:
-        sources = tuple(stack.enter_context(_opened(choice, request.system)) for choice in request.power)
+        driver = driver or stack.enter_context(LiveDriver(request))
         watcher.say(f"probing {request.endpoint.model} at {request.endpoint.url}")
-        report = loop.run(probe(request.endpoint))
+        report = driver.probe()
         watcher.say("planning")
-        plan = _plan(request, trajectories(), report, folder)
+        plan = _plan(request, trajectories(), report, folder if begun else None)
         _check_server(request, plan, report)
-        inputs = _inputs(request, plan, report)
-        if request.resume:
-            folder.check_same(inputs)
-            inputs = folder.inputs()
+        if begun:
+            folder.check_same(_inputs(request, plan, report, None))
         else:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder.inputs_path, inputs)
-            plan.dump(folder.plan_path)
-        watcher.say(expected_length(request, inputs))
-        judged = _trials(request, folder, plan, inputs, sources, watcher)
-    score = score_json(inputs, folder.plan(), judged, file_digests(folder))
+            limit = _client_limit(request, plan, driver, watcher)
+            folder.begin(_inputs(request, plan, report, limit), plan)
+        inputs = folder.inputs()
+        watcher.say(expected_length(inputs))
+        watcher.run_begins(inputs)
+        canary = folder.canary()
+        if canary is None and request.kind == "score" and (before := driver.canary()) is not None:
+            canary = CanaryPair(before=before, after=None)
+            write_json(folder.canary_path, canary)
+        judged = _trials(request, folder, plan, inputs, driver, watcher)
+        if canary is not None and canary.after is None:
+            write_json(folder.canary_path, dataclasses.replace(canary, after=driver.canary()))
+    score = score_json(folder, inputs, folder.plan(), judged)
     write_json(folder.score_path, score)
     return score
 
 
-def expected_length(request: RunRequest, inputs: RunInputs) -> str:
+def expected_length(inputs: RunInputs) -> str:
     """How long the run may take, in one sentence."""
-    protocol, agents = request.protocol, inputs.start_agents
-    if request.rules.once:
+    protocol, rules = inputs.protocol, inputs.rules
+    if protocol.name == "once":
         return "playing every session once"
-    shortest_s = (agents - 1) / protocol.ramp_per_s + protocol.settle_s + protocol.min_measure_s
-    if request.kind == "run":
-        return f"one trial of about {shortest_s:,.0f} s"
-    doublings = (inputs.maximum_agents // agents).bit_length()
-    return (
-        f"a trial takes {shortest_s:,.0f} to {protocol.max_phase_s:,.0f} s; a search from {agents} to at most "
-        f"{inputs.maximum_agents} agents takes up to {2 * doublings + agents.bit_length() + 1} of them"
+    if rules is None:
+        return f"one trial of about {protocol.shortest_s(inputs.start_agents):,.0f} s"
+    fewest, most = search_trials(rules, len(inputs.slos))
+    shortest_s, longest_s = protocol.shortest_s(rules.start), protocol.max_phase_s
+    text = (
+        f"a trial takes {shortest_s:,.0f} to {longest_s:,.0f} s; a search from {rules.start} to at most "
+        f"{rules.maximum} agents takes {fewest} to {most} of them: {_duration(fewest * shortest_s)} at least, "
+        f"{_duration(most * longest_s)} at most"
     )
+    if inputs.run_class == "screen" and fewest * shortest_s > SCREEN_S:
+        text += f"; that is more than the {SCREEN_S / 60:.0f} min of a screen: name fewer service levels at once"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def search_trials(rules: SearchRules, levels: int) -> tuple[int, int]:
+    """How many trials a search of so many service levels takes, at least and at most."""
+    fewest = 3 + levels * (rules.confirmations + rules.certify)
+    doublings = math.ceil(math.log2(rules.maximum / rules.start))
+    scouting = 1 + max(doublings, rules.start.bit_length()) + 4 * levels
+    return fewest, scouting + levels * (rules.most_confirmations + 2 * rules.certify)
 
 
 def _trials(
-    request: RunRequest,
-    folder: RunFolder,
-    plan: Plan,
-    inputs: RunInputs,
-    sources: tuple[PowerSource, ...],
-    watcher: Watcher,
+    request: RunRequest, folder: RunFolder, plan: Plan, inputs: RunInputs, driver: Driver, watcher: Watcher
 ) -> list[Judged]:
     plan_file = folder.plan()
     judged = []
     for number in folder.trial_numbers():
         judged.append(judge_trial(read_trial(folder.trial_path(number)), inputs, plan_file))
         watcher.trial_ends(judged[-1], reused=True)
-    while True:
-        if request.kind == "run":
-            agents = None if judged else request.agents
-        else:
-            step = next_step([item.level for item in judged], start=inputs.start_agents, maximum=inputs.maximum_agents)
-            agents = None if isinstance(step, Done) else step.agents
-        if agents is None:
-            return judged
-        number = len(judged) + 1
-        watcher.trial_begins(number, agents, request.protocol)
-        run_trial(
+    while (order := next_order(inputs, judged)) is not None:
+        # Around the answer every trial gets a fresh server, so that the interval holds what a restart changes.
+        restarted = None
+        if inputs.restarts and order.purpose in ("confirm", "holdout"):
+            watcher.say("restarting the server")
+            restarted = driver.restart()
+        watcher.trial_begins(order, request.protocol.for_agents(order.agents))
+        driver.trial(
             plan,
-            request.endpoint,
-            trial=number,
-            agents=agents,
+            order,
+            folder.trial_path(order.trial),
             protocol=request.protocol,
-            sources=sources,
-            folder=folder.trial_path(number),
+            restart=restarted,
             on_progress=watcher.progress,
-            keep_interrupted=request.kind == "run",
         )
         # Judged from its files, as `verify` will.
-        judged.append(judge_trial(read_trial(folder.trial_path(number)), inputs, plan_file))
+        judged.append(judge_trial(read_trial(folder.trial_path(order.trial)), inputs, plan_file))
         watcher.trial_ends(judged[-1], reused=False)
+    return judged
 
 
-def _plan(request: RunRequest, trajectories: Iterable[Trajectory], report: ProbeReport, folder: RunFolder) -> Plan:
+def _plan(
+    request: RunRequest, trajectories: Iterable[Trajectory], report: ProbeReport, begun: RunFolder | None
+) -> Plan:
     rules = request.rules
-    context = rules.context
-    if context.limit is None and report.context_tokens is not None:
-        context = dataclasses.replace(context, limit=report.context_tokens)
-    if report.text_tokens_x is not None:
-        context = dataclasses.replace(context, text_tokens_x=text_bound(report.text_tokens_x))
-    return make_plan(
+    context, token_ids, nonce = rules.context, rules.token_ids or token_id_range(report.vocabulary_tokens), None
+    if begun is not None:  # what the server said when the run began holds for all of it
+        stands = load_plan(begun.plan_path)
+        token_ids, nonce = stands.token_ids, stands.nonce
+        context = dataclasses.replace(
+            context, limit=context.limit or stands.context.limit, text_tokens_x=stands.context.text_tokens_x
+        )
+    elif request.against is None:
+        if context.limit is None and report.context_tokens is not None:
+            context = dataclasses.replace(context, limit=report.context_tokens)
+        if report.text_tokens_x is not None:
+            context = dataclasses.replace(context, text_tokens_x=text_bound(report.text_tokens_x))
+    plan = make_plan(
         trajectories,
         dataset_digest=request.dataset_digest,
         seed=rules.seed,
@@ -182,10 +184,17 @@ def _plan(request: RunRequest, trajectories: Iterable[Trajectory], report: Probe
         length=rules.length,
         context=context,
         isolation=rules.isolation,
+        share_head=rules.share_head,
+        history=rules.history,
+        retries=rules.retries,
+        refused_fields=report.refused_fields,
         once=rules.once,
-        token_ids=token_id_range(report.vocabulary_tokens),
-        nonce=load_plan(folder.plan_path).nonce if request.resume else None,
+        token_ids=token_ids,
+        nonce=nonce,
     )
+    if request.against is not None:
+        check_same_plan(plan, request.against, report.context_tokens)
+    return plan
 
 
 def text_bound(ratio: float) -> float:
@@ -197,41 +206,90 @@ def text_bound(ratio: float) -> float:
     return max(ratio, 2 * ratio - 1)
 
 
-def _inputs(request: RunRequest, plan: Plan, report: ProbeReport) -> RunInputs:
-    bound, why = protocol_maximum(request.protocol), f"the longest phase of the protocol {request.protocol.name}"
-    if request.maximum_agents is not None and request.maximum_agents <= bound:
-        bound, why = request.maximum_agents, "as asked"
-    if bound > MAXIMUM_AGENTS:
-        bound, why = MAXIMUM_AGENTS, "the most that one client drives"
+def _client_limit(request: RunRequest, plan: Plan, driver: Driver, watcher: Watcher) -> dict[str, Any] | None:
+    """How many agents this machine can drive, as the user says or as it was tried at the fastest speed asked for."""
+    if request.kind != "score":
+        return None
+    if request.client_limit is not None:
+        return {"agents": request.client_limit, "basis": "stated"}
+    speeds = [term.limit for slo in request.slos for term in slo.terms if term.quantity == "output_tok_s"]
+    tokens = [turn.planned_prompt_tokens or turn.estimated_prompt_tokens or 0 for turn in _turns(plan)]
+    most, _ = _maximum(request, None)
+    watcher.say("trying how many agents this machine can drive")
+    found = driver.client_limit(
+        tok_s=max(speeds, default=50.0),
+        prompt_bytes=BYTES_PER_TOKEN * sum(tokens) // max(1, len(tokens)),
+        most=min(most, SELFTEST_MOST),
+    )
+    if found is None:
+        return None
+    watcher.say(found.sentence())
+    return {**msgspec.to_builtins(found), "basis": "tried"}
+
+
+def _turns(plan: Plan) -> Iterator[Turn]:
+    return (turn for script in plan.scripts.values() for turn in script.turns)
+
+
+def _inputs(request: RunRequest, plan: Plan, report: ProbeReport, limit: dict[str, Any] | None) -> RunInputs:
+    endpoint = request.endpoint
+    bound, why = _maximum(request, limit)
+    confirmation = request.confirmation
     return RunInputs(
         version=RUN_VERSION,
         methodology_version=METHODOLOGY_VERSION,
         agentdyno_version=__version__,
         kind=request.kind,
-        started_unix_us=time.time_ns() // 1000,
-        url=request.endpoint.url,
-        model=request.endpoint.model,
-        dataset_digest=request.dataset_digest,
-        plan_digest=plan.summary().plan_digest,
-        slo=slo_to_json(request.slo) if request.slo is not None else None,
-        protocol=request.protocol,
+        run_class=request.run_class,
         quick=request.quick,
+        started_unix_us=time.time_ns() // 1000,
+        endpoint=EndpointInputs(
+            urls=endpoint.urls,
+            model=endpoint.model,
+            affinity_headers=endpoint.affinity_headers,
+            proxy=endpoint.proxy is not None,
+        ),
+        workers=request.workers,
+        restarts=request.restart_words is not None,
+        dataset_digest=request.dataset_digest,
+        dataset_match=request.dataset_match,
+        plan_digest=plan.summary().plan_digest,
+        slos=tuple(slo_to_json(slo) for slo in request.slos),
+        protocol=request.protocol,
+        start_agents=request.agents,
+        maximum_agents=request.maximum_agents,
+        rules=None
+        if request.kind == "run"
+        else SearchRules(
+            start=min(request.agents, bound),
+            maximum=bound,
+            confirmations=confirmation.confirmations,
+            most_confirmations=confirmation.most_confirmations,
+            certify=confirmation.certify,
+            spread=confirmation.spread,
+            seed=request.rules.seed,
+            order="forward" if request.against is None else request.against.order,
+        ),
+        maximum_why=why,
+        against=request.against,
         system=system_to_json(request.system),
         power=tuple(choice.text for choice in request.power),
-        start_agents=request.agents if request.kind == "run" else min(request.agents, bound),
-        maximum_agents=request.agents if request.kind == "run" else bound,
-        maximum_why=why,
         probe=msgspec.to_builtins(report),
+        client_limit=limit,
     )
 
 
-@contextlib.contextmanager
-def _opened(choice: PowerChoice, system: System) -> Iterator[PowerSource]:
-    source = choice.open(uuids=system.gpu_uuids, accelerators=system.gpu_count)
-    try:
-        yield source
-    finally:
-        source.close()
+def _maximum(request: RunRequest, limit: dict[str, Any] | None) -> tuple[int, str]:
+    """The most agents that the search may try, and why not more: the smallest of all bounds."""
+    bounds = [(MAXIMUM_AGENTS, "the most that one client drives")]
+    ramp = protocol_maximum(request.protocol)
+    if ramp is not None:
+        bounds.append((ramp, f"the longest phase of the protocol {request.protocol.name}"))
+    if limit is not None and not limit.get("at_least"):
+        bounds.append((max(1, limit["agents"]), f"what this machine can drive, {limit['basis']}"))
+    if request.maximum_agents is not None:
+        bounds.append((request.maximum_agents, "as asked"))
+    return min(bounds, key=lambda bound: bound[0])
 
 
 def _check_server(request: RunRequest, plan: Plan, report: ProbeReport) -> None:

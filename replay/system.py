@@ -39,7 +39,8 @@ class System:
     weights: Literal["trained", "made-up"] | None = None
     precision: str | None = None
     kv_dtype: str | None = None
-    speculation: str | None = None
+    moe: bool | None = None  # a mixture of experts
+    speculation: str | None = None  # method and draft; "none" where there is none
     parallelism: str | None = None
     router: str | None = None
     offload: str | None = None
@@ -96,7 +97,10 @@ def read_system(data: dict[str, Any], place: str) -> System:
             raise SystemFault(f"{place}: unknown key {key!r}; a system may hold {', '.join(sorted(known))}")
         if key == "accelerators":
             continue
-        if "float" in known[key]:
+        if "bool" in known[key]:
+            if not isinstance(value, bool):
+                raise SystemFault(f"{place}: {key} must be true or false, not {value!r}")
+        elif "float" in known[key]:
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise SystemFault(f"{place}: {key} must be a number above 0, not {value!r}")
         elif not isinstance(value, str) or not value:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import polars
@@ -16,6 +17,7 @@ import polars
 from curate.manifest import file_sha256
 from replay import drive as driving
 from replay import loop
+from replay.cache import with_ideal
 from replay.drive import FinishedPlay
 from replay.endpoint import Endpoint
 from replay.health import ClientHealth
@@ -23,15 +25,35 @@ from replay.plan import Plan
 from replay.power.source import Meter, PowerSample, PowerSource, SourceInfo
 from replay.protocol import Progress, Protocol
 from replay.record import RequestRecord
+from replay.scrape import Scraper, ServerSample
+from replay.search import Purpose
 from replay.window import Window
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 
-RECORDS, POWER, FACTS = "records.parquet", "power.parquet", "trial.json"
+RECORDS, POWER, SERVER, FACTS = "records.parquet", "power.parquet", "server.parquet", "trial.json"
 
 
 class TrialFault(ValueError):
     """A trial's folder is not whole or not readable; the sentence names the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOrder:
+    """What a trial is for: its number in the run, and which fresh draw of sessions it plays."""
+
+    trial: int
+    agents: int
+    purpose: Purpose | Literal["run"]  # of a search; `run`: the one trial that was asked for
+    draw: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """The server was restarted before a trial by the user's command, which is not kept: it may hold a key."""
+
+    command_s: float  # until the command had ended, with exit code 0
+    answered_s: float  # from then until the server answered a request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +63,13 @@ class TrialFacts:
     version: int
     trial: int
     agents: int
+    purpose: Purpose | Literal["run"]
+    draw: int  # of sessions and start offsets; 0 is the search's own
     salt_number: int  # part of every salt; never the same twice, so that an interrupted trial warms no later one
     protocol: Protocol
     finite: bool  # the plan was played once and ended by itself
+    workers: int  # client processes
+    restart: Restart | None  # of the server, just before
     zero_unix_us: int
     ramp_end_ns: int
     settle_end_ns: int
@@ -57,6 +83,7 @@ class TrialFacts:
     requests: int
     records_sha256: str
     power_sha256: str
+    server_sha256: str
 
     @property
     def window(self) -> Window:
@@ -71,50 +98,60 @@ class Trial:
     facts: TrialFacts
     records: tuple[RequestRecord, ...]
     samples: tuple[PowerSample, ...]
+    server: tuple[ServerSample, ...] = ()  # the server's own metrics, as it published them
 
 
 def run_trial(
     plan: Plan,
     endpoint: Endpoint,
     *,
-    trial: int,
-    agents: int,
+    order: TrialOrder,
     protocol: Protocol,
     sources: Sequence[PowerSource],
     folder: Path,
+    workers: int = 1,
+    restart: Restart | None = None,
+    earlier: Sequence[RequestRecord] = (),
     on_progress: Callable[[Progress], None] | None = None,
     keep_interrupted: bool = False,
 ) -> Trial:
     """Runs one trial and writes its folder in one step; raises KeyboardInterrupt after Ctrl-C.
 
-    An interrupted trial leaves no folder, unless it is kept. Raises EndpointError when no server answers.
+    `earlier` are the records that the server's cache may still hold, where the plan lets trials share it. An
+    interrupted trial leaves no folder, unless it is kept. Raises EndpointError when no server answers.
     """
     salt_number = time.time_ns() // 1000
-    with Meter(sources) as meter:
+    with Meter(sources) as meter, Scraper(endpoint) as scraper:
         played = loop.run(
             driving.drive(
                 plan,
                 endpoint,
-                agents=agents,
+                agents=order.agents,
                 protocol=protocol,
                 trial=salt_number,
-                on_progress=on_progress,
+                draw=order.draw,
+                workers=workers,
+                history=plan.history,
+                folder=_partial(folder),
+                on_progress=_with_watts(on_progress, meter),
             )
         )
         meter.stop()
+        scraper.stop()
     if played.stop_reason == "interrupted" and not keep_interrupted:
         raise KeyboardInterrupt
-    samples = tuple(
-        dataclasses.replace(sample, t_ns=sample.t_ns - played.zero_monotonic_ns) for sample in meter.samples
-    )
     longest = max(turn.delay_us for script in plan.scripts.values() for turn in script.turns)
     facts = TrialFacts(
         version=TRIAL_VERSION,
-        trial=trial,
-        agents=agents,
+        trial=order.trial,
+        agents=order.agents,
+        purpose=order.purpose,
+        draw=order.draw,
         salt_number=salt_number,
-        protocol=protocol,
+        protocol=protocol.for_agents(order.agents),
         finite=plan.once,
+        workers=workers,
+        restart=restart,
         zero_unix_us=played.zero_unix_us,
         ramp_end_ns=played.ramp_end_ns,
         settle_end_ns=played.settle_end_ns,
@@ -128,43 +165,60 @@ def run_trial(
         requests=len(played.records),
         records_sha256="",
         power_sha256="",
+        server_sha256="",
     )
-    return write_trial(Trial(facts=facts, records=_with_ideal(played.records, plan), samples=samples), folder)
+    trial = Trial(
+        facts=facts,
+        records=with_ideal(played.records, plan, earlier=earlier),
+        samples=_from_zero(meter.samples, played.zero_monotonic_ns),
+        server=_from_zero(scraper.samples, played.zero_monotonic_ns),
+    )
+    return write_trial(trial, folder)
 
 
-def _with_ideal(records: Sequence[RequestRecord], plan: Plan) -> tuple[RequestRecord, ...]:
-    """Adds how much of each prompt the same play had sent before; nothing of its first one."""
-    shares: dict[str, dict[int, float]] = {}
-    begun: set[tuple[int, int]] = set()
-    found = []
-    for record in records:
-        session = shares.get(record.session_id)
-        if session is None:
-            script = plan.script(record.session_id)
-            session = shares[record.session_id] = {
-                turn.request_index: prefix.shared / prefix.total if prefix.total else 0.0
-                for turn, prefix in zip(script.turns, script.prefixes, strict=True)
-            }
-        play = (record.agent, record.play)
-        share = session.get(record.request_index) if play in begun else 0.0
-        begun.add(play)
-        found.append(dataclasses.replace(record, ideal_cached_share=share))
-    return tuple(found)
+def _with_watts(on_progress: Callable[[Progress], None] | None, meter: Meter) -> Callable[[Progress], None] | None:
+    """Adds what the first source draws now, for the eye."""
+    if on_progress is None:
+        return None
+    return lambda progress: on_progress(dataclasses.replace(progress, watts=meter.watts()))
+
+
+def _from_zero[Sample: (PowerSample, ServerSample)](samples: Sequence[Sample], zero_ns: int) -> tuple[Sample, ...]:
+    return tuple(dataclasses.replace(sample, t_ns=sample.t_ns - zero_ns) for sample in samples)
+
+
+def records_since_restart(folder: Path, trial: int) -> tuple[RequestRecord, ...]:
+    """Records of the run's trials before this one that the same server process saw, in order; `folder` holds them."""
+    found: list[tuple[RequestRecord, ...]] = []
+    for number in range(trial - 1, 0, -1):
+        found.append(read_trial(folder / str(number)).records)
+        if read_facts(folder / str(number)).restart is not None:
+            break
+    return tuple(record for records in reversed(found) for record in records)
+
+
+def _partial(folder: Path) -> Path:
+    """Where a trial's files are until all of them are there; what a killed run left in it is of no use."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def write_trial(trial: Trial, folder: Path) -> Trial:
-    """Writes a trial's three files beside `folder` and renames them into place, so that a folder is whole or not there.
+    """Writes a trial's four files beside `folder` and renames them into place, so that a folder is whole or not there.
 
     Returns the trial with the digests of its files.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = _partial(folder)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     _records_frame(trial.records).write_parquet(partial / RECORDS)
     _samples_frame(trial.samples).write_parquet(partial / POWER)
+    _server_frame(trial.server).write_parquet(partial / SERVER)
     facts = dataclasses.replace(
-        trial.facts, records_sha256=file_sha256(partial / RECORDS), power_sha256=file_sha256(partial / POWER)
+        trial.facts,
+        records_sha256=file_sha256(partial / RECORDS),
+        power_sha256=file_sha256(partial / POWER),
+        server_sha256=file_sha256(partial / SERVER),
     )
     (partial / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
     os.replace(partial, folder)  # noqa: PTH105 - Path.replace says less about a folder
@@ -190,7 +244,8 @@ def read_trial(folder: Path) -> Trial:
     facts = read_facts(folder)
     records = _rows(folder / RECORDS, RequestRecord)
     samples = _rows(folder / POWER, PowerSample)
-    return Trial(facts=facts, records=records, samples=samples)
+    server = _rows(folder / SERVER, ServerSample)
+    return Trial(facts=facts, records=records, samples=samples, server=server)
 
 
 def _rows[Row](path: Path, kind: type[Row]) -> tuple[Row, ...]:
@@ -235,4 +290,9 @@ def _samples_frame(samples: Sequence[PowerSample]) -> polars.DataFrame:
         "read_us": polars.Int64(),
         "flag": polars.String(),
     }
+    return polars.DataFrame({name: [getattr(sample, name) for sample in samples] for name in schema}, schema=schema)
+
+
+def _server_frame(samples: Sequence[ServerSample]) -> polars.DataFrame:
+    schema = {"t_ns": polars.Int64(), "server": polars.String(), "metric": polars.String(), "value": polars.Float64()}
     return polars.DataFrame({name: [getattr(sample, name) for sample in samples] for name in schema}, schema=schema)

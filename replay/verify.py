@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from replay.judge import file_digests, judge_run, read_score
+from replay.judge import Judged, file_digests, judge_trials, read_score, score_json
+from replay.results import next_order
 from replay.runfolder import RunFault, RunFolder
-from replay.trial import POWER, RECORDS, TrialFault, read_trial
+from replay.trial import POWER, RECORDS, SERVER, TrialFault, TrialOrder, read_facts, read_trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,9 @@ def verify(folder: RunFolder) -> tuple[Difference, ...]:
         found += _check_trial(folder, number, digests)
     found += _check_plan(folder)
     try:
-        again = msgspec.json.decode(msgspec.json.encode(judge_run(folder)))
+        judged = judge_trials(folder)
+        found += _check_orders(folder, judged)
+        again = msgspec.json.decode(msgspec.json.encode(score_json(folder, folder.inputs(), folder.plan(), judged)))
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         if found:
             return tuple(found)  # an altered file that can no longer be judged: its digest has said so
@@ -65,7 +68,11 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
         trial = read_trial(folder.trial_path(number))
     except TrialFault:
         return  # judging says it, or the digests have
-    for name, sha in ((RECORDS, trial.facts.records_sha256), (POWER, trial.facts.power_sha256)):
+    for name, sha in (
+        (RECORDS, trial.facts.records_sha256),
+        (POWER, trial.facts.power_sha256),
+        (SERVER, trial.facts.server_sha256),
+    ):
         place = f"trials/{number}/{name}"
         if digests.get(place) != sha:
             yield Difference(place=f"{place}, as trial.json notes it", stands="another file", should_be=f"sha256 {sha}")
@@ -84,6 +91,29 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
     strange = {record.session_id for record in trial.records} - planned
     for session_id in sorted(strange)[:1]:
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
+
+
+def _check_orders(folder: RunFolder, judged: Sequence[Judged]) -> Iterator[Difference]:
+    """That each trial is the one which the search asked for after those before it: none was put in or taken out."""
+    inputs = folder.inputs()
+    for index in range(len(judged)):
+        facts = read_facts(folder.trial_path(index + 1))
+        done = TrialOrder(trial=facts.trial, agents=facts.agents, purpose=facts.purpose, draw=facts.draw)
+        due = next_order(inputs, judged[:index])
+        if done != due:
+            yield Difference(
+                place=f"trials/{index + 1}: what it is for",
+                stands=_order(done),
+                should_be=_order(due) if due else "no trial",
+            )
+            return
+    due = next_order(inputs, judged)
+    if due is not None:
+        yield Difference(place=f"trials/{due.trial}", stands="no trial", should_be=_order(due))
+
+
+def _order(order: TrialOrder) -> str:
+    return f"trial {order.trial}, {order.purpose} at {order.agents} agents, draw {order.draw}"
 
 
 def _check_plan(folder: RunFolder) -> Iterator[Difference]:

@@ -237,10 +237,10 @@ def test_a_run_has_a_megawatt_only_when_every_gpu_was_read(library: Path, tmp_pa
                 "-c",
                 "from agentdyno import main; main()",
                 *words,
-                "--tool-cap",
-                "0",
-                "--output-cap",
-                "8",
+                "--tool-delay",
+                "none",
+                "--length",
+                "capped:8",
             ],
             cwd=tmp_path,
             env={
@@ -266,7 +266,7 @@ def test_a_run_has_a_megawatt_only_when_every_gpu_was_read(library: Path, tmp_pa
         _, talk = process.communicate(timeout=60)
     assert process.returncode == 0, talk
     score = json.loads((out / "score.json").read_text())
-    rows = {row["per"]: row for row in score["denominators"]}
+    rows = {row["per"]: row for row in score["results"][0]["denominators"]}
     assert rows["accelerator"]["agents"] == 1.0
     assert verify(RunFolder(path=out)) == ()
     if lost:

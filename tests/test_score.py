@@ -1,11 +1,10 @@
-"""A score from end to end on a scripted server, by its functions and by the command line."""
+"""A score from end to end: on drawn trials, where every case is instant, and on a scripted server by the command."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,394 +12,376 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from agentdyno import main
-from capture.shelf import Shelf
-from capture.store import Store
+from capture.fault import EnvironmentFault
 from capture.trajectory import Trajectory
-from curate.build import build
-from curate.manifest import write_json
+from replay.canary import CanaryResult, FreeAnswer, Greedy, LogProbability, ServerCanary, ToolCalls
+from replay.delay import DelayPolicy
 from replay.endpoint import Endpoint
-from replay.measure import FAILED
-from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
-from replay.power.choice import parse_power
-from replay.protocol import Protocol
-from replay.report import write_report
+from replay.protocol import CLASSES, FULL, QUICK, SCREEN, STANDARD, protocol_of, strictest
+from replay.request import PlanRules
+from replay.restart import command_words, restart
+from replay.rules import LengthPolicy
 from replay.runfolder import RunFault, RunFolder
-from replay.score import PlanRules, RunRequest, Watcher, run
-from replay.slo import Limits, Slo
-from replay.system import Accelerator, System, SystemFault, read_system
+from replay.score import expected_length, run
+from replay.slo import Slo, Term
+from replay.system import System
 from replay.trial import read_trial
 from replay.verify import verify
-from tests.fake_server import FakeServer, serving
+from tests.fake_server import serving
 from tests.sample_sessions import content_free_session, text_session
+from tests.simulated_run import PROTOCOL, SLO, SimulatedDriver, simulated_request
 
-TINY = Protocol(
-    name="tiny",
-    ramp_per_s=50.0,
-    settle_s=0.1,
-    min_measure_s=0.8,
-    min_trajectories=0,
-    min_trajectories_per_agent=0,
-    max_phase_s=6.0,
-    start_offset_turns=2,
-    request_timeout_s=10.0,
-)
-# Up to four answers at a time come at 100 tok/s; n > 4 come at 400/n tok/s. So 70 tok/s hold for five agents.
-SLO = Slo(name="test", limits=Limits(p25_output_tok_s=70.0, p95_ttft_s=10.0), protocol=TINY, note="a test's own limits")
-SYSTEM = System(name="fake", accelerators=(Accelerator(name="core", kind="cpu"),), weights="made-up")
+RULES = PlanRules(delay=DelayPolicy(tool="none", unsplit="none"), length=LengthPolicy(cap=30))
 
 
 def sessions() -> list[Trajectory]:
-    return [text_session("session-a", turns=4), text_session("session-b", turns=3), content_free_session("session-c")]
+    return [text_session(f"session-{index}", turns=4) for index in range(3)] + [content_free_session("session-c")]
 
 
-def asked(server: FakeServer, out: Path, **changes: Any) -> RunRequest:
-    rules = PlanRules(
-        delay=DelayPolicy(tool_cap_s=0.0, unsplit_cap_s=0.0),
-        length=LengthPolicy(cap=12),
-        context=ContextPolicy(limit=60_000),
-    )
-    request = RunRequest(
-        kind="score",
-        endpoint=Endpoint(server.url, "fake-model"),
-        dataset_digest="d" * 64,
-        rules=rules,
-        slo=SLO,
-        protocol=TINY,
-        quick=False,
-        system=SYSTEM,
-        power=(parse_power("declared:50W*2"),),
-        agents=2,
-        maximum_agents=16,
-        out=out,
-        resume=False,
-    )
-    return dataclasses.replace(request, **changes)
+def score_of(out: Path, driver: SimulatedDriver | None = None, **changes: Any) -> dict[str, Any]:
+    request = simulated_request(out, **{"rules": RULES, **changes})
+    return run(request, sessions, driver=driver or SimulatedDriver())
+
+
+def slo(name: str, speed: float) -> Slo:
+    terms = (Term(quantity="output_tok_s", percentile=25.0, limit=speed), SLO.terms[1])
+    return dataclasses.replace(SLO, name=name, terms=terms)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished score; tests that alter it copy it first."""
+    """A finished score of a drawn server that holds 10 agents; tests that alter it copy it first."""
     out = tmp_path_factory.mktemp("score") / "run"
-    with serving(ttft_ms=10, itl_ms=10, capacity=4) as server:
-        run(asked(server, out), sessions)
+    score_of(out)
     return out
 
 
-def test_the_search_finds_the_servers_capacity(finished: Path) -> None:
-    score = json.loads((finished / "score.json").read_text())
-    tried = [(level["agents"], level["verdict"]) for level in score["search"]["path"]]
-    assert tried[:3] == [(2, "met"), (4, "met"), (8, "missed")]
-    assert score["verdict"] == "met"
-    assert 4 <= score["agents"] <= 6
-    assert score["search"]["reason"] == "bracketed"
-    assert 0 < score["agents_goodput"] <= score["agents"]
-    per_processor, per_megawatt = score["denominators"]
-    assert (per_processor["per"], per_processor["agents"]) == ("processor", score["agents"])
-    assert per_megawatt["agents"] == pytest.approx(1e6 * score["agents"] / 100)
-    assert (per_megawatt["basis"], per_megawatt["source"]) == ("declared", "declared")
-    labels = " | ".join(score["labels"])
-    for words in ("CPU engine", "made-up weights", "synthetic text in 1 of 3", "capped at 12", "power is declared"):
-        assert words in labels
-    assert score["methodology_version"] == "0.1"
+@pytest.fixture(scope="module")
+def score(finished: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((finished / "score.json").read_text())
+    return value
+
+
+# -- what a score says
+
+
+def test_the_search_finds_the_capacity_with_an_interval(score: dict[str, Any]) -> None:
+    result = score["results"][0]
+    assert (score["verdict"], result["verdict"], result["search"]["outcome"]) == ("met", "met", "found")
+    assert result["interval"]["low"] < 10 < result["interval"]["high"]
+    assert result["interval"]["method"] == "fieller"
+    assert result["agents"] == score["agents"] == pytest.approx(10, rel=0.05)
+    assert result["whole"] == int(result["agents"])
+    assert (result["certified"], result["certified_why_not"]) == (None, "class screen certifies nothing")
+    purposes = [trial["purpose"] for trial in score["trials"]]
+    assert purposes.count("confirm") == 5
+    assert [trial["agents"] for trial in score["trials"]][:4] == [2, 4, 8, 16]
+    draws = [trial["draw"] for trial in score["trials"] if trial["purpose"] == "confirm"]
+    assert len(set(draws)) == 5
+    assert 0 not in draws
+    assert score["score_version"] == 2
     assert score["class"] == "screen"
-    assert score["protocol_unmet"] == []
+    assert score["methodology_version"] == "1.0"
+
+
+def test_what_is_shown_beside_the_number_is_a_trial_that_met_it(score: dict[str, Any]) -> None:
+    result = score["results"][0]
+    shown = score["trials"][result["reference_trial"] - 1]
+    assert shown["measure"]["slos"][0]["verdict"] == "met"
+    assert shown["agents"] <= result["agents"]
+    assert 0 < result["goodput_agents"] <= shown["agents"]
+    assert result["percentiles"]["terms"][0]["term"] == "p25_output_tok_s"
+
+
+def test_every_ratio_names_its_denominator_and_has_the_intervals_ends(score: dict[str, Any]) -> None:
+    result = score["results"][0]
+    accelerators, megawatts = result["denominators"]
+    assert (accelerators["per"], accelerators["denominator"]) == ("accelerator", 2)
+    assert accelerators["agents_low"] == pytest.approx(result["interval"]["low"] / 2)
+    assert (megawatts["basis"], megawatts["source"], megawatts["denominator"]) == ("declared", "declared", 1400)
+    assert megawatts["agents"] == pytest.approx(1e6 * result["agents"] / 1400)
+    # A nameplate is a convention without uncertainty: only the number of agents is uncertain.
+    assert megawatts["agents_high"] == pytest.approx(1e6 * result["interval"]["high"] / 1400)
+
+
+def test_labels_say_what_changes_the_meaning(score: dict[str, Any]) -> None:
+    labels = " | ".join(score["labels"])
+    for words in (
+        "class screen",
+        "not restarted between trials: the interval excludes",
+        "trajectory longer than the measured window",
+        "synthetic text in 1 of 4",
+        "mixture of experts undisclosed",
+        "capped at 30",
+        "power is declared",
+        "delays: human0-tool0-unsplit0 instead of",
+    ):
+        assert words in labels
     assert "precision" in score["undisclosed"]
+
+
+def test_labels_of_a_system_that_speculates_on_synthetic_text(tmp_path: Path) -> None:
+    system = System(name="s", accelerators=(), weights="made-up", speculation="eagle, 3 tokens", moe=True)
+    out = tmp_path / "run"
+    found = score_of(out, system=system, slos=(), kind="run", run_class=None, agents=3, power=())
+    labels = " | ".join(found["labels"])
+    assert "speculative decoding (eagle, 3 tokens) on synthetic text" in labels
+    assert "mixture of experts on synthetic text" in labels
+    assert "no power source" in labels
+    assert "class screen" not in labels
+    assert (found["verdict"], found["results"], found["class"]) == ("met", [], None)
+    assert verify(RunFolder(path=out)) == ()
+
+
+def test_every_service_level_of_a_set_is_scored_from_one_sweep(tmp_path: Path) -> None:
+    driver = SimulatedDriver()
+    # Speed falls as (10 / N)^1.5 from 20 tok/s at 10 agents: 40 tok/s hold for 6.3 agents.
+    found = score_of(tmp_path / "both", driver, slos=(SLO, slo("fast", 40.0), slo("never", 5000.0)))
+    slow, fast, never = found["results"]
+    assert (slow["slo"], fast["slo"]) == ("simulated", "fast")
+    assert slow["interval"]["low"] < 10 < slow["interval"]["high"]
+    assert fast["interval"]["low"] < 6.3 < fast["interval"]["high"]
+    assert (never["verdict"], never["agents"], never["denominators"]) == ("missed", 0, [])
+    assert all(len(trial["measure"]["slos"]) == 3 for trial in found["trials"])
+    alone = SimulatedDriver()
+    for number, level in enumerate((SLO, slo("fast", 40.0), slo("never", 5000.0))):
+        score_of(tmp_path / str(number), alone, slos=(level,))
+    assert len(driver.orders) < len(alone.orders)
+    assert verify(RunFolder(path=tmp_path / "both")) == ()
+
+
+def test_class_record_certifies_by_a_holdout_trial(tmp_path: Path) -> None:
+    found = score_of(tmp_path / "record", run_class="record")
+    result = found["results"][0]
+    assert result["certified"] == int(result["interval"]["low"])
+    assert result["certified_why_not"] is None
+    last = found["trials"][-1]
+    assert (last["purpose"], last["agents"]) == ("holdout", result["certified"])
+    assert sum(trial["purpose"] == "confirm" for trial in found["trials"]) >= 9
+    row = result["denominators"][1]
+    assert row["agents_certified"] == pytest.approx(1e6 * result["certified"] / 1400)
+
+
+def test_a_server_that_no_agent_likes_and_one_that_holds_all(tmp_path: Path) -> None:
+    none = score_of(tmp_path / "none", SimulatedDriver(capacity=0.5))
+    assert (none["agents"], none["verdict"]) == (0, "missed")
+    assert none["reasons"] == ["a single agent misses the level"]
+    most = score_of(tmp_path / "most", SimulatedDriver(capacity=500.0), maximum_agents=5)
+    result = most["results"][0]
+    assert (result["whole"], result["at_least"], result["interval"]) == (5, True, None)
+    assert "may hold more" in most["reasons"][0]
+    assert most["search"]["maximum_why"] == "as asked"
+
+
+def test_noise_that_hides_the_answer_is_undecided(tmp_path: Path) -> None:
+    found = score_of(tmp_path / "noise", SimulatedDriver(noise=0.8, seed=4))
+    result = found["results"][0]
+    assert (found["verdict"], result["agents"], result["denominators"]) == ("undecided", None, [])
+    assert result["reasons"]
+    assert result["interval_why_not"] == result["reasons"][0]
+
+
+def test_a_search_goes_no_further_than_the_client(tmp_path: Path) -> None:
+    found = score_of(tmp_path / "limit", SimulatedDriver(capacity=500.0, limit=6))
+    assert found["results"][0]["whole"] == 6
+    assert found["search"]["maximum_why"] == "what this machine can drive, tried"
+    assert any("client limit: this machine drives at most 6" in label for label in found["labels"])
+    stated = score_of(tmp_path / "stated", SimulatedDriver(capacity=500.0, limit=6), client_limit=7)
+    assert stated["client_limit"] == {"agents": 7, "basis": "stated"}
+    assert stated["results"][0]["whole"] == 7
+
+
+def canary(words: str) -> CanaryResult:
+    server = ServerCanary(
+        greedy=tuple(Greedy(first=words, second=words, error=None) for _ in range(3)),
+        tools=ToolCalls(asked=3, answered=3, sound=0, skipped=None),
+        free=FreeAnswer(words=2, distinct_share=1.0, skipped=None),
+        recorded=LogProbability(tokens=0, mean_nats=None, skipped="none"),
+    )
+    return CanaryResult(version=1, model="simulated", seconds=0.1, servers=(server,))
+
+
+def test_the_canary_sings_before_and_after(tmp_path: Path) -> None:
+    same = score_of(tmp_path / "same", SimulatedDriver(canaries=[canary("two three five"), canary("two three five")]))
+    assert same["canary"]["reasons"] == []
+    other = score_of(tmp_path / "other", SimulatedDriver(canaries=[canary("two three five"), canary("seven eleven")]))
+    assert "greedy answers agree" in other["canary"]["reasons"][0]
+    assert other["labels"][0].startswith("the quality canary shifted")
+    assert verify(RunFolder(path=tmp_path / "other")) == ()
+
+
+def test_the_server_is_restarted_around_the_answer_and_the_label_goes(tmp_path: Path) -> None:
+    driver = SimulatedDriver()
+    found = score_of(tmp_path / "run", driver, restart_words=("true",))
+    confirmed = [trial for trial in found["trials"] if trial["purpose"] == "confirm"]
+    assert driver.restarts == len(confirmed) == found["restart"]["count"]
+    assert all(trial["restart"] for trial in confirmed)
+    assert not any("not restarted" in label for label in found["labels"])
+
+
+# -- folders, and runs that were cut short
 
 
 def test_the_facts_are_in_the_folder(finished: Path) -> None:
     trial = read_trial(finished / "trials" / "1")
-    assert trial.facts.agents == 2
-    assert trial.facts.stop_reason == "measured"
+    assert (trial.facts.agents, trial.facts.purpose, trial.facts.draw) == (2, "bracket", 0)
     assert {record.agent for record in trial.records} == {0, 1}
-    assert {record.salt for record in trial.records} != {""}
-    shares = [record.ideal_cached_share for record in trial.records]
-    assert 0.0 in shares
-    assert max(share for share in shares if share is not None) > 0.3
     other = read_trial(finished / "trials" / "2")
     assert not {record.salt for record in trial.records} & {record.salt for record in other.records}
     assert sorted(path.name for path in finished.iterdir()) == ["plan.json", "run.json", "score.json", "trials"]
 
 
-def test_verify_agrees_and_the_report_is_whole(finished: Path, tmp_path: Path) -> None:
-    assert verify(RunFolder(path=finished)) == ()
-    page = write_report(RunFolder(path=finished), tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3
-    assert "nothing differed" in page
-    assert "What the number does not say" in page
-    assert "http" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "").replace(
-        "http://purl.org", ""
-    ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
-    assert write_report(RunFolder(path=finished), tmp_path / "again.html").read_text() == page
+def test_a_run_that_was_cut_anywhere_resumes_to_the_identical_score(finished: Path, tmp_path: Path) -> None:
+    whole = (finished / "score.json").read_bytes()
+    trials = len(RunFolder(path=finished).trial_numbers())
+    for kept in range(0, trials + 1, 2):
+        half = tmp_path / f"half-{kept}"
+        shutil.copytree(finished, half)
+        (half / "score.json").unlink()
+        for number in range(kept + 1, trials + 1):
+            shutil.rmtree(half / "trials" / str(number))
+        (half / "trials" / f".{kept + 1}.partial").mkdir(parents=True)  # what a killed trial leaves
+        driver = SimulatedDriver()
+        score_of(half, driver, resume=True)
+        assert len(driver.orders) == trials - kept
+        assert (half / "score.json").read_bytes() == whole
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.test_score import score_of
+score_of(Path(sys.argv[1]))
+"""
+
+
+def test_a_run_that_is_killed_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [sys.executable, "-c", KILLED, str(out)]
+    with subprocess.Popen(words, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "trials" / "3").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+    assert not (out / "score.json").exists()
+    before = {path: path.read_bytes() for path in out.glob("trials/*/records.parquet")}
+    score_of(out, resume=True)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    done, reference = (json.loads((folder / "score.json").read_text()) for folder in (out, finished))
+    for value in (done, reference):
+        del value["started_unix_us"], value["files"]  # the nonce of every salt is drawn anew for each run
+    assert done == reference
+
+
+def test_a_run_that_was_killed_before_it_began_begins_anew(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(finished / "plan.json", out)
+    (out / ".run.json.tmp").touch()
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    assert score_of(out, resume=True)["verdict"] == "met"
+    assert score_of(again)["verdict"] == "met"
 
 
 def test_a_folder_that_is_there_is_left_alone(finished: Path, tmp_path: Path) -> None:
-    with serving() as server:
-        with pytest.raises(RunFault, match="exists already"):
-            run(asked(server, finished), sessions)
-        with pytest.raises(RunFault, match="is finished"):
-            run(asked(server, finished, resume=True), sessions)
-        with pytest.raises(RunFault, match="no unfinished run"):
-            run(asked(server, tmp_path / "new", resume=True), sessions)
+    with pytest.raises(RunFault, match="exists already"):
+        score_of(finished)
+    with pytest.raises(RunFault, match="is finished"):
+        score_of(finished, resume=True)
+    with pytest.raises(RunFault, match="no unfinished run"):
+        score_of(tmp_path / "new", resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    for resume in (False, True):
+        with pytest.raises(RunFault, match=r"exists already|no unfinished run"):
+            score_of(tmp_path / "mine", resume=resume)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unfinished_run_goes_on_where_it_was(finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_must_be_asked_the_same(finished: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(finished, half)
     (half / "score.json").unlink()
-    shutil.rmtree(half / "trials" / str(max(int(path.name) for path in (half / "trials").iterdir())))
-    kept = {path: path.read_bytes() for path in half.rglob("*.parquet")}
-    inputs = RunFolder(path=half).inputs()
-    seen: list[bool] = []
-
-    class Noting(Watcher):
-        def trial_ends(self, judged: Any, reused: bool) -> None:  # noqa: ARG002
-            seen.append(reused)
-
-    with serving(ttft_ms=10, itl_ms=10, capacity=4) as server:
-        request = asked(server, half, resume=True)
-        with pytest.raises(RunFault, match="another url"):
-            run(request, sessions)
-        # The server's port is the only thing that another process changes.
-        same = dataclasses.replace(inputs, url=request.endpoint.url)
-        write_json(half / "run.json", same)
-        with pytest.raises(RunFault, match="another protocol"):
-            run(dataclasses.replace(request, protocol=dataclasses.replace(TINY, settle_s=0.2)), sessions)
-        score = run(request, sessions, Noting())
-    assert seen.count(False) >= 1
-    assert seen.count(True) == len(kept) // 2
-    assert score["verdict"] == "met"
-    assert all(path.read_bytes() == content for path, content in kept.items())
-    assert verify(RunFolder(path=half)) == ()
+    for changes, says in (
+        ({"endpoint": Endpoint("http://127.0.0.1:8", "simulated")}, "another endpoint"),
+        ({"protocol": dataclasses.replace(PROTOCOL, settle_s=0.2)}, "another protocol"),
+        ({"slos": (slo("other", 30.0),)}, "another slos"),
+        ({"agents": 3}, "another start_agents"),
+        ({"rules": dataclasses.replace(RULES, seed=5)}, "another plan_digest"),
+        ({"run_class": "record"}, "another run_class"),
+    ):
+        with pytest.raises(RunFault, match=says):
+            score_of(half, resume=True, **changes)
+    text = (half / "run.json").read_text()
+    (half / "run.json").write_text(text.replace('"version": 2', '"version": 1'))
+    with pytest.raises(RunFault, match="has version 1; this agentdyno reads version 2"):
+        score_of(half, resume=True)
 
 
-def test_nothing_passes(tmp_path: Path) -> None:
-    slo = dataclasses.replace(SLO, limits=Limits(p25_output_tok_s=5000.0, p95_ttft_s=10.0))
-    with serving(ttft_ms=10, itl_ms=5) as server:
-        score = run(asked(server, tmp_path / "none", slo=slo), sessions)
-    assert (score["agents"], score["verdict"], score["denominators"]) == (0, "missed", [])
-    assert score["reasons"] == ["not even one agent holds both limits"]
-    assert verify(RunFolder(path=tmp_path / "none")) == ()
-    write_report(RunFolder(path=tmp_path / "none"))
+# -- classes and protocols
 
 
-def test_a_maximum_is_said(tmp_path: Path) -> None:
-    with serving(ttft_ms=10, itl_ms=1) as server:
-        score = run(asked(server, tmp_path / "most", maximum_agents=3, power=()), sessions)
-    assert (score["agents"], score["search"]["reason"]) == (3, "maximum")
-    assert "it may hold more" in score["reasons"][0]
-    assert [row["per"] for row in score["denominators"]] == ["processor"]
-    assert "no power source: nothing is given per megawatt" in score["labels"]
+def test_the_length_of_a_run_is_said_before_it_starts(finished: Path) -> None:
+    inputs = RunFolder(path=finished).inputs()
+    screen = dataclasses.replace(inputs, protocol=SCREEN)
+    said = expected_length(screen)
+    assert "a trial takes 76 to 120 s; a search from 2 to at most 200 agents takes 8 to" in said
+    assert "10 min at least" in said
+    assert "than the 30 min" not in said
+    many = dataclasses.replace(screen, slos=inputs.slos * 6)
+    assert "more than the 30 min of a screen: name fewer service levels at once" in expected_length(many)
 
 
-def test_requests_that_fail_break_the_level_and_say_why(tmp_path: Path) -> None:
-    class Breaking(Watcher):
-        def trial_begins(self, trial: int, agents: int, protocol: Protocol) -> None:  # noqa: ARG002
-            server.knobs.fail_status = 503 if agents >= 4 else None
-            server.knobs.fail_every = 3
-
-    with serving(ttft_ms=10, itl_ms=1) as server:
-        # Longer than the second for which the driver holds a chain back after a failure.
-        protocol = dataclasses.replace(TINY, min_measure_s=2.5)
-        score = run(asked(server, tmp_path / "fails", protocol=protocol), sessions, Breaking())
-    assert score["agents"] == 3
-    reasons = score["search"]["path"][1]["reasons"]
-    assert any("requests failed, the first: http_error 503" in reason for reason in reasons)
-    trial = read_trial(tmp_path / "fails" / "trials" / "2")
-    assert any(record.outcome in FAILED for record in trial.records)
+def test_a_class_has_its_protocol() -> None:
+    assert protocol_of("screen", quick=False, own=[FULL]) == SCREEN
+    assert protocol_of("screen", quick=True, own=[FULL]) == QUICK
+    assert protocol_of("standard", quick=False, own=[FULL]) == STANDARD
+    assert protocol_of("record", quick=False, own=[FULL, FULL]) == FULL
+    assert (FULL.min_measure_s, FULL.min_trajectories, FULL.min_trajectories_per_agent) == (600, 30, 3)
+    both = strictest([FULL, dataclasses.replace(STANDARD, settle_s=90.0)])
+    assert (both.name, both.settle_s, both.min_measure_s, both.ramp_within_s) == ("full+standard", 90, 600, None)
+    assert [CLASSES[name].certify for name in ("screen", "standard", "record")] == [False, True, True]
+    fast = SCREEN.for_agents(201)
+    assert (fast.ramp_per_s, fast.ramp_within_s) == (10.0, None)
+    assert SCREEN.for_agents(2).ramp_per_s == SCREEN.ramp_per_s
+    assert SCREEN.shortest_s(1000) == pytest.approx(95)
 
 
-def test_a_phase_too_short_for_the_protocol_is_invalid(tmp_path: Path) -> None:
-    protocol = dataclasses.replace(TINY, min_trajectories=10_000, max_phase_s=0.8, min_measure_s=0.3)
-    with serving(ttft_ms=10, itl_ms=1) as server:
-        score = run(asked(server, tmp_path / "short", protocol=protocol), sessions)
-    assert score["verdict"] == "invalid"
-    assert score["agents"] is None
-    assert [level["agents"] for level in score["search"]["path"]] == [2, 2]
-    assert "its protocol asks for 10000" in score["reasons"][0]
+# -- restarting
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder, as the command line wants one."""
-    folder = tmp_path_factory.mktemp("dataset")
-    Store.open(folder / "store", create=True)
-    Shelf(folder / "store").put_all(sessions())
-    build([folder / "store"], folder / "dataset", jobs=1)
-    return folder / "dataset"
-
-
-@pytest.fixture
-def level(tmp_path: Path) -> Path:
-    """A service level with a protocol of a second."""
-    path = tmp_path / "level.toml"
-    path.write_text(
-        "[limits]\np25_output_tok_s = 70\np95_ttft_s = 10\n[protocol]\nramp_per_s = 50\nsettle_s = 0.1\n"
-        "min_measure_s = 0.8\nmin_trajectories = 0\nmin_trajectories_per_agent = 0\nmax_phase_s = 6\n"
-    )
-    return path
-
-
-def command(*words: object) -> Any:
-    return CliRunner().invoke(main, ["replay", *map(str, words)], catch_exceptions=False)
-
-
-RULES = ("--tool-cap", 0, "--unsplit-cap", 0, "--output-cap", 12)
-
-
-def test_the_command_line_from_score_to_report(dataset: Path, level: Path, tmp_path: Path) -> None:
-    system = tmp_path / "system.toml"
-    system.write_text('name = "fake"\n[[accelerators]]\nname = "H200"\ncount = 2\n')
-    out = tmp_path / "run"
-    with serving(ttft_ms=10, itl_ms=10, capacity=4) as server:
-        common = (dataset, "--url", server.url, "--model", "fake-model", *RULES)
-        done = command(
-            *("score", *common, "--slo", level, "--max-agents", 4, "--power", "declared:700W*2"),
-            *("--system", system, "--out", out),
-        )
-        assert done.exit_code == 0, done.output
-        assert "at least 4 agents" in done.stdout
-        assert "2 agents per accelerator (2 accelerators, declared)" in done.stdout
-        assert "2,857 agents per MW (declared" in done.stdout
-        assert "trial 1: 2 agents met" in done.stderr
-        again = command("score", *common, "--slo", level, "--out", out)
-        assert again.exit_code == 2
-        assert "exists already" in again.stderr
-        missed = command(
-            *("run", *common, "--agents", 12, "--duration", 1, "--slo", level, "--out", tmp_path / "missed"), "--json"
-        )
-        assert missed.exit_code == 1
-        assert json.loads(missed.stdout)["verdict"] == "missed"
-        once = command("run", *common, "--agents", 2, "--once", "--out", tmp_path / "once", "--json")
-        assert once.exit_code == 0, once.stderr
-        score = json.loads(once.stdout)
-        assert score["denominators"] == []
-        idle = command(
-            *("run", *common, "--agents", 50, "--once", "--slo", level, "--power", "declared:700W"),
-            *("--out", tmp_path / "idle", "--json"),
-        )
-        # Fifty agents share two sessions: most never work, and no watt may be divided by them.
-        played = json.loads(idle.stdout)
-        assert (played["verdict"], played["denominators"]) == ("met", [])
-        assert any(label.startswith("played once") for label in played["labels"])
-        plan = json.loads((tmp_path / "once" / "plan.json").read_text())
-        assert score["trials"][0]["measure"]["outcomes"] == {"ok": plan["turns"]}
-        assert score["trials"][0]["stop_reason"] == "plays_done"
-        probed = command("probe", "--url", server.url, "--model", "fake-model", "--json")
-        assert json.loads(probed.stdout)["ignore_eos"] == "obeyed"
-    for run_folder in (out, tmp_path / "missed", tmp_path / "once"):
-        assert command("verify", run_folder).exit_code == 0
-        page = command("report", run_folder)
-        assert page.exit_code == 0
-        assert Path(page.stdout.strip()).stat().st_size > 20_000
-
-
-def test_the_presets_are_listed_without_anything_else() -> None:
-    listed = command("score", "--slo", "list")
-    assert listed.exit_code == 0
-    assert "aa-shape-2026-07/180" in listed.stdout
-
-
-def test_bad_input_is_one_sentence(dataset: Path, level: Path, tmp_path: Path) -> None:
-    with serving(ttft_ms=5, itl_ms=1) as server:
-        url = server.url
-        common: tuple[object, ...] = (dataset, "--url", url, "--model", "fake-model", "--out", tmp_path / "bad", *RULES)
-        search = ("score", *common, "--slo", level)
-
-        def refused(code: int, says: str, *words: object) -> None:
-            done = command(*words)
-            assert (done.exit_code, done.stdout) == (code, ""), done.output
-            assert says in " ".join(done.stderr.split()), done.stderr
-            assert not (tmp_path / "bad").exists()
-
-        refused(2, "is neither a preset", *search[:-1], "aa-shape/1")
-        refused(2, "is not known: use nvml, rapl", *search, "--power", "watts")
-        refused(2, "system.toml does not exist", *search, "--system", tmp_path / "system.toml")
-        refused(2, "declared is named 2 times", *search, "--power", "declared:7W", "--power", "declared:5W")
-        refused(2, "the longest is 86,400", "run", *common, "--agents", 1, "--duration", "nan")
-        refused(2, "the longest is 86,400", "run", *common, "--agents", 1, "--duration", "inf")
-        refused(3, "NVML does not start", *search, "--power", "nvml")
-        refused(2, "context policy: scale", *search, "--context-scale", 3)
-        refused(2, "the plan is empty", *search, "--context-limit", 5)
-        refused(3, "has no model 'other'", "score", dataset, "--url", url, "--model", "other", *search[4:][2:])
-        refused(3, "is not set", *search, "--key-env", "AGENTDYNO_TEST_NO_SUCH_KEY")
-        missing = ("run", tmp_path / "nothing", *common[1:], "--agents", 1)
-        refused(3, "nothing", *missing)
-        server.knobs.obey_ignore_eos = False
-        server.knobs.natural_tokens = 4
-        refused(3, "does not honour ignore_eos", *search)
-        server.knobs.natural_tokens = None
-    refused(3, "no server answers at", *search)
-    for name in ("verify", "report"):
-        done = command(name, tmp_path / "nothing")
-        assert done.exit_code == 3
-        assert "score.json is missing: the run is not finished" in done.stderr
-
-
-def test_ctrl_c_leaves_a_folder_that_goes_on(dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    level = tmp_path / "level.toml"
-    level.write_text(
-        "[limits]\np25_output_tok_s = 20\np95_ttft_s = 10\n[protocol]\nramp_per_s = 50\nsettle_s = 0.1\n"
-        "min_measure_s = 1.5\nmin_trajectories = 0\nmin_trajectories_per_agent = 0\nmax_phase_s = 6\n"
-    )
-    with serving(ttft_ms=5, itl_ms=1) as server:
-        words = ["replay", "score", dataset, "--url", server.url, "--model", "fake-model", "--slo", level, "--out", out]
-        words += ["--max-agents", 4, *RULES]
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from agentdyno import main; main()", *map(str, words)],
-            cwd=Path(__file__).parent.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 60
-        while not (out / "trials" / "1").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)  # into the second trial
-        process.send_signal(signal.SIGINT)
-        _, talk = process.communicate(timeout=60)
-        assert process.returncode == 130, talk
-        assert "--resume" in talk
-        assert "Traceback" not in talk
-        assert (out / "trials" / "1" / "trial.json").exists()
-        assert not (out / "score.json").exists()
-        assert not (out / "trials" / "2").exists()
-        done = command(*words[1:], "--resume", "--json")
-        assert done.exit_code == 0, done.stderr
-        assert json.loads(done.stdout)["agents"] == 4
-        assert "reused" in done.stderr
+def test_a_restart_waits_until_the_server_answers() -> None:
+    with serving() as server:
+        server.knobs.fail_status = 503
+        code = f"import urllib.request as u; u.urlopen({server.url!r} + '/health-of-nothing', timeout=1)"
+        words = (sys.executable, "-c", f"try:\n {code}\nexcept Exception: pass")
+        with pytest.raises(EnvironmentFault, match=r"did not answer within 0\.2 s after its restart: HTTP 503"):
+            restart(words, Endpoint(server.url, "fake-model"), answer_timeout_s=0.2)
+        server.knobs.fail_status = None
+        facts = restart(words, Endpoint(server.url, "fake-model"))
+    assert facts.command_s > 0
+    assert 0 < facts.answered_s < 5
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("words", "says"),
     [
-        ({}, "name is missing"),
-        ({"name": "a", "gpus": 1}, "unknown key 'gpus'"),
-        ({"name": "a", "pue": 0.9}, "at least 1"),
-        ({"name": "a", "weights": "random"}, '"trained" or "made-up"'),
-        ({"name": "a", "accelerators": [{"name": "x", "cores": 1}]}, "accelerator 1: unknown key 'cores'"),
-        ({"name": "a", "accelerators": [{"name": "x", "role": "spare"}]}, "role must be one of"),
-        ({"name": "a", "accelerators": [{"name": "x", "uuid": "u", "count": 2}]}, "exactly one accelerator"),
-        ({"name": "a", "accelerators": [{"name": "x", "uuid": "u"}, {"name": "y", "uuid": "u"}]}, "same uuid"),
-        ({"name": "a", "power_cap_w": "700"}, "must be a number"),
-        ({"name": 7}, "name must be a text"),
+        (("no-such-command-at-all",), "does not exist"),
+        ((sys.executable, "-c", "import sys; sys.exit('broken')"), "failed with exit code 1: broken"),
+        ((sys.executable, "-c", "import time; time.sleep(30)"), "did not end within"),
     ],
 )
-def test_a_system_file_says_what_is_wrong(table: dict[str, Any], says: str) -> None:
-    with pytest.raises(SystemFault, match=r"system\.toml") as caught:
-        read_system(table, "system.toml")
-    assert says in str(caught.value)
+def test_a_restart_command_that_fails_says_so(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(EnvironmentFault, match=says):
+        restart(words, Endpoint("http://127.0.0.1:9", "m"), command_timeout_s=1.0)
 
 
-def test_a_system_knows_its_power_devices() -> None:
-    gpus = [{"name": "H200", "uuid": f"GPU-{index}"} for index in range(2)]
-    system = read_system({"name": "a", "accelerators": [*gpus, {"name": "cpu", "kind": "cpu"}]}, "s")
-    assert system.gpu_uuids == ("GPU-0", "GPU-1")
-    assert (system.gpu_count, system.accelerator_count) == (2, 3)
-    partly = read_system({"name": "a", "accelerators": [gpus[0], {"name": "H200", "count": 7}]}, "s")
-    assert (partly.gpu_uuids, partly.gpu_count) == ((), 8)
-    assert "launch_command" in partly.undisclosed
+def test_a_restart_command_is_cut_into_words() -> None:
+    assert command_words("systemctl restart 'my model'") == ("systemctl", "restart", "my model")
+    for text in ("", "'open"):
+        with pytest.raises(ValueError, match="--restart-cmd"):
+            command_words(text)

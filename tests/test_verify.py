@@ -15,58 +15,18 @@ from click.testing import CliRunner
 
 from agentdyno import main
 from curate.manifest import file_sha256
-from replay.endpoint import Endpoint
-from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
-from replay.power.choice import parse_power
-from replay.protocol import Protocol
 from replay.runfolder import RunFault, RunFolder
-from replay.score import PlanRules, RunRequest, run
-from replay.slo import Limits, Slo
-from replay.system import UNDISCLOSED
 from replay.trial import TrialFault
 from replay.verify import verify
-from tests.fake_server import serving
-from tests.sample_sessions import text_session
-
-TINY = Protocol(
-    name="tiny",
-    ramp_per_s=50.0,
-    settle_s=0.1,
-    min_measure_s=0.6,
-    min_trajectories=0,
-    min_trajectories_per_agent=0,
-    max_phase_s=5.0,
-    start_offset_turns=0,
-    request_timeout_s=10.0,
-)
+from tests.simulated_run import SimulatedDriver
+from tests.test_score import canary, score_of
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished score of a drawn server; its canary sang alike before and after."""
     out = tmp_path_factory.mktemp("verify") / "run"
-    with serving(ttft_ms=10, itl_ms=2) as server:
-        run(
-            RunRequest(
-                kind="score",
-                endpoint=Endpoint(server.url, "fake-model"),
-                dataset_digest="d" * 64,
-                rules=PlanRules(
-                    delay=DelayPolicy(tool_cap_s=0.0), length=LengthPolicy(cap=8), context=ContextPolicy(limit=9000)
-                ),
-                slo=Slo(
-                    name="test", limits=Limits(p25_output_tok_s=10.0, p95_ttft_s=10.0), protocol=TINY, note="a test"
-                ),
-                protocol=TINY,
-                quick=False,
-                system=UNDISCLOSED,
-                power=(parse_power("declared:50W"),),
-                agents=2,
-                maximum_agents=2,
-                out=out,
-                resume=False,
-            ),
-            lambda: [text_session("session-a", turns=3)],
-        )
+    score_of(out, SimulatedDriver(canaries=[canary("two three five"), canary("two three five")]))
     return out
 
 
@@ -116,10 +76,10 @@ def test_what_nobody_touched_follows(finished: Path) -> None:
     ("column", "change", "field"),
     [
         ("first_content_at_ns", lambda value: value - 5_000_000, "ttft"),
-        ("completion_tokens", lambda value: value + 40, "speed"),
+        ("completion_tokens", lambda value: value - 5, "speed"),
         ("outcome", lambda _: "http_error", "outcomes"),
     ],
-    ids=["first token earlier", "more tokens", "an outcome"],
+    ids=["first token earlier", "other tokens", "an outcome"],
 )
 def test_a_record_that_was_changed_shows_even_with_new_digests(
     copy: Path, column: str, change: Callable[[Any], Any], field: str
@@ -145,12 +105,32 @@ def test_a_power_sample_that_was_changed_shows(copy: Path) -> None:
     ("change", "place"),
     [
         (lambda score: score.update(agents=3), "agents"),
-        (lambda score: score.update(agents_goodput=1), "agents_goodput"),
-        (lambda score: score["denominators"][0].update(agents=99_999.0), "denominators[0].agents"),
+        (lambda score: score["results"][0].update(agents=11.0), "results[0].agents"),
+        (lambda score: score["results"][0].update(certified=11), "results[0].certified"),
+        (lambda score: score["results"][0].update(goodput_agents=1), "results[0].goodput_agents"),
+        (lambda score: score["results"][0]["interval"].update(low=9.99), "results[0].interval.low"),
+        (lambda score: score["results"][0]["search"]["fit"].update(slope=4.0), "results[0].search.fit.slope"),
+        (
+            lambda score: score["results"][0]["percentiles"].update(share_meeting=0.5),
+            "results[0].percentiles.share_meeting",
+        ),
+        (lambda score: score["results"][0]["protocol_unmet"].append("none"), "results[0].protocol_unmet"),
+        (
+            lambda score: score["results"][0]["denominators"][0].update(agents=99_999.0),
+            "results[0].denominators[0].agents",
+        ),
         (lambda score: score["labels"].pop(), "labels"),
-        (lambda score: score["protocol_unmet"].append("none"), "protocol_unmet"),
         (lambda score: score["trials"][0]["measure"]["ttft_s"].update(p95=0.001), "trials[0].measure.ttft_s.p95"),
-        (lambda score: score["search"]["path"].pop(), "search.path"),
+        (
+            lambda score: score["trials"][0]["measure"]["slos"][0].update(margin=-3.0),
+            "trials[0].measure.slos[0].margin",
+        ),
+        (
+            lambda score: score["trials"][0]["measure"]["metrics"]["jobs"].update(per_h=1e6),
+            "trials[0].measure.metrics.jobs.per_h",
+        ),
+        (lambda score: score["trials"].pop(), "trials"),
+        (lambda score: score["canary"].update(reasons=["none"]), "canary.reasons"),
         (lambda score: score.pop("policies"), "policies"),
         (lambda score: score.update(certified=True), "certified"),
     ],
@@ -167,12 +147,38 @@ def test_a_number_of_the_score_that_was_changed_shows(
     assert place in [item["place"] for item in json.loads(listed.stdout)]
 
 
+def test_a_canary_that_was_changed_shows_even_with_a_new_digest(copy: Path) -> None:
+    alter_json(
+        copy / "canary.json", lambda pair: [item.update(first="x") for item in pair["after"]["servers"][0]["greedy"]]
+    )
+    assert places(copy)[0] == "canary.json"
+    sign_again(copy, "canary.json")
+    assert "canary.reasons" in places(copy)
+
+
+def test_a_trial_that_no_search_asked_for_shows_even_with_new_digests(copy: Path) -> None:
+    place = "trials/3/trial.json"
+    alter_json(copy / place, lambda facts: facts.update(draw=9))
+    sign_again(copy, place)
+    assert "trials/3: what it is for" in places(copy)
+
+
+def test_a_trial_that_was_taken_out_shows_even_without_its_digests(copy: Path) -> None:
+    last = max(int(path.name) for path in (copy / "trials").iterdir())
+    shutil.rmtree(copy / "trials" / str(last))
+    alter_json(
+        copy / "score.json",
+        lambda score: [score["files"].pop(name) for name in list(score["files"]) if name.startswith(f"trials/{last}/")],
+    )
+    assert f"trials/{last}" in places(copy)
+
+
 def test_a_fact_or_an_input_that_was_changed_shows(copy: Path) -> None:
     alter_json(
         copy / "trials" / "1" / "trial.json", lambda facts: facts.update(settle_end_ns=facts["settle_end_ns"] - 9)
     )
     assert places(copy)[0] == "trials/1/trial.json"
-    alter_json(copy / "run.json", lambda inputs: inputs["slo"]["limits"].update(p95_ttft_s=3.0))
+    alter_json(copy / "run.json", lambda inputs: inputs["slos"][0]["terms"][1].update(limit=0.01))
     assert places(copy)[0] == "run.json"
     alter_json(copy / "plan.json", lambda plan: plan.update(seed=9))
     assert "plan.seed" in places(copy)
@@ -186,7 +192,7 @@ def sign_again(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda plan: plan["delay"].update(tool_cap_s=5.0), "plan.json: delay_policy_id"),
+        (lambda plan: plan["delay"].update(tool="capped:5"), "plan.json: delay_policy_id"),
         (lambda plan: plan["sessions"][0].update(output_tokens=3), "plan.json: output_tokens"),
         (lambda plan: plan.update(plan_digest="0" * 64), "run.json: plan_digest"),
     ],
@@ -203,8 +209,8 @@ def test_a_plan_that_does_not_agree_with_itself_shows_even_with_new_digests(
     ("name", "change"),
     [
         ("trials/1/trial.json", lambda facts: facts.update(agents=0)),
-        ("run.json", lambda inputs: inputs["slo"]["limits"].update(p95_ttft_s="x")),
-        ("run.json", lambda inputs: inputs["slo"].pop("name")),
+        ("run.json", lambda inputs: inputs["slos"][0]["terms"][0].update(limit="x")),
+        ("run.json", lambda inputs: inputs["slos"][0].pop("name")),
         ("run.json", lambda inputs: inputs["system"].update(accelerators=None)),
         ("run.json", lambda inputs: inputs["probe"].pop("ignore_eos")),
     ],
@@ -220,7 +226,7 @@ def test_a_file_that_makes_no_sense_is_a_sentence_and_no_traceback(
 
 
 @pytest.mark.parametrize(
-    "name", ["plan.json", "run.json", "trials/1/records.parquet", "trials/1/power.parquet", "trials/1/trial.json"]
+    "name", ["plan.json", "run.json", "trials/1/records.parquet", "trials/1/power.parquet", "trials/1/server.parquet"]
 )
 def test_a_missing_file_is_one_sentence(copy: Path, name: str) -> None:
     (copy / name).unlink()

@@ -114,13 +114,17 @@ def test_demo_works_from_the_installed_command(installed: tuple[Path, dict[str, 
     command, environment = installed
     done = run([command, "demo", "--json", "--out", "result"], env=environment, cwd=tmp_path)
     score = json.loads(done.stdout)
-    assert score["agents"] >= 1
-    assert [row["basis"] for row in score["denominators"] if row["per"] == "megawatt"] in (["declared"], ["measured"])
+    (result,) = score["results"]
+    assert result["search"]["passed"] >= 1
+    # Trials of five seconds beside other work may leave it undecided; a number comes with its megawatt.
+    assert result["verdict"] in ("met", "undecided")
+    bases = [row["basis"] for row in result["denominators"] if row["per"] == "megawatt"]
+    assert bases in ((["declared"], ["measured"]) if result["verdict"] == "met" else ([],))
     assert any("made-up weights" in label for label in score["labels"])
     assert any("CPU engine" in label for label in score["labels"])
-    result = tmp_path / "result"
-    assert sorted(path.name for path in result.iterdir()) == ["dataset", "run", "store"]
-    report = (result / "run" / "report.html").read_text()
+    folder = tmp_path / "result"
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset", "run", "store"]
+    report = (folder / "run" / "report.html").read_text()
     assert "made-up weights" in report
     assert re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'>\s]+""", report) == []  # nothing is fetched from anywhere
 

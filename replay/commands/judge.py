@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from capture.fault import EnvironmentFault
 from replay.commands.shared import (
-    FILE,
     FOLDER,
     plain_faults,
 )
@@ -50,22 +50,37 @@ def verify(run_folder: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
-@click.option("--out", type=FILE, help="Where to write it. [default: RUN/report.html]")
-def report(run_folder: Path, out: Path | None) -> None:
-    """Write a self-contained HTML report of RUN.
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    default="html",
+    show_default=True,
+    help="html: one page with charts that needs nothing beside it; md: its text and tables; json: score.json with the "
+    "verdict in words.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Where to write it; - for stdout. [default: RUN/report.html, .md or .json]",
+)
+def report(run_folder: Path, form: Literal["html", "md", "json"], out: Path | None) -> None:
+    """Write a self-contained report of RUN; of one that is not finished, from the trials so far.
 
     \b
     agentdyno replay report runs/first
+    agentdyno replay report runs/first --format md --out -
     """
     with plain_faults():
-        from replay.report import write_report
+        from replay.report import render, write_report
         from replay.runfolder import RunFault, RunFolder
 
+        folder = RunFolder(path=run_folder)
         try:
-            path = write_report(RunFolder(path=run_folder), out)
+            said = render(folder, form) if str(out) == "-" else str(write_report(folder, out, form))
         except (RunFault, FileNotFoundError) as fault:
             raise EnvironmentFault(str(fault)) from fault
-        click.echo(str(path))
+        click.echo(said)
 
 
 COMMANDS = (

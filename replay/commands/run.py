@@ -10,6 +10,7 @@ import click
 from replay.commands.shared import (
     FOLDER,
     LONGEST_S,
+    endpoint_of,
     meter_options,
     plain_faults,
     plan_options,
@@ -30,20 +31,24 @@ from replay.commands.shared import (
     metavar="S",
     help="Seconds to measure (30), or the most with --once.",
 )
-@click.option("--slo", "slo_text", metavar="PRESET|FILE", help="Service level to hold the run against.")
+@click.option(
+    "--slo",
+    "slo_texts",
+    multiple=True,
+    metavar="PRESET|FILE",
+    help="Service level to hold the run against; repeatable.",
+)
 @plan_options
 @meter_options
 def run(
     dataset: Path,
-    url: str,
-    model: str,
-    key_env: str | None,
     agents: int,
     once: bool,
     duration: float | None,
-    slo_text: str | None,
+    slo_texts: tuple[str, ...],
     powers: tuple[str, ...],
     system_file: Path | None,
+    workers: int,
     out: Path,
     as_json: bool,
     **options: Any,
@@ -56,11 +61,10 @@ def run(
     if duration is not None and not duration <= LONGEST_S:  # neither infinite nor no number at all
         raise click.UsageError(f"--duration is {duration:g} s; the longest is {LONGEST_S:,.0f}")
     with plain_faults():
-        from replay.endpoint import Endpoint
         from replay.power.choice import parse_powers
         from replay.protocol import Protocol
-        from replay.score import RunRequest
-        from replay.slo import load_slo
+        from replay.request import RunRequest
+        from replay.slo import load_slos
         from replay.system import UNDISCLOSED, load_system
 
         measure_s = duration if duration is not None else 30.0
@@ -77,12 +81,12 @@ def run(
             start_offset_turns=10,
             request_timeout_s=300.0,
         )
-        slo = load_slo(slo_text) if slo_text is not None else None
+        endpoint = endpoint_of(options)
+        rules = plan_rules(options, once=once)
+        slos = tuple(dict.fromkeys(slo for text in slo_texts for slo in load_slos(text)))
         system = load_system(system_file) if system_file is not None else UNDISCLOSED
         choices = parse_powers(powers)
-        endpoint = Endpoint(url, model, key_env)
-        rules = plan_rules(options, once=once)
-        run_and_print(
+        met = run_and_print(
             dataset,
             as_json=as_json,
             settings=lambda digest: RunRequest(
@@ -90,17 +94,19 @@ def run(
                 endpoint=endpoint,
                 dataset_digest=digest,
                 rules=rules,
-                slo=slo,
+                slos=slos,
                 protocol=protocol,
-                quick=False,
                 system=system,
                 power=choices,
                 agents=agents,
                 maximum_agents=None,
+                workers=workers,
                 out=out,
                 resume=False,
             ),
         )
+    if not met:
+        raise click.exceptions.Exit(1)
 
 
 COMMANDS = (run,)

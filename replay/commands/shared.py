@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ import click
 from capture.fault import EnvironmentFault
 
 if TYPE_CHECKING:
-    from replay.score import PlanRules
+    from replay.compare import Comparison
+    from replay.endpoint import Endpoint
+    from replay.request import PlanRules, RunRequest
 
 
 LONGEST_S = 86_400.0
@@ -53,9 +56,27 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 server_options = _choose(
     [
-        click.option("--url", required=True, help="Base URL of the server, for example http://127.0.0.1:8000"),
+        click.option(
+            "--url",
+            "urls",
+            required=True,
+            multiple=True,
+            help="Base URL of the server, for example http://127.0.0.1:8000; repeatable for equal servers, among which "
+            "agents are dealt.",
+        ),
         click.option("--model", required=True, help="Name of the model, as the server lists it."),
         click.option("--key-env", metavar="NAME", help="Environment variable that holds the API key."),
+        click.option(
+            "--affinity-header",
+            "affinity_headers",
+            multiple=True,
+            metavar="NAME",
+            help="Header that carries a stable id per play to a router, for example X-Session-ID; repeatable.",
+        ),
+        click.option("--proxy", metavar="URL|none", help="HTTP proxy to tunnel through; it is on the measured path."),
+        click.option(
+            "--proxy-key-env", metavar="NAME", help="Environment variable that holds the proxy's USER:PASSWORD."
+        ),
     ]
 )
 
@@ -73,30 +94,60 @@ plan_options = _choose(
         ),
         click.option(
             "--length",
-            type=click.Choice(["exact", "free"]),
             default="exact",
             show_default=True,
-            help="exact: recorded output lengths are forced; free: the model stops by itself.",
+            metavar="RULE",
+            help="Output lengths. exact: as recorded, forced; capped:TOKENS: at most so long, forced; "
+            "free: the model stops by itself.",
         ),
-        click.option("--output-cap", type=int, metavar="TOKENS", help="Longest output that is asked for."),
-        click.option("--human-cap", default=0.0, show_default=True, metavar="S", help="Longest wait for a human."),
-        click.option("--tool-cap", default=300.0, show_default=True, metavar="S", help="Longest wait for a tool."),
         click.option(
-            "--unsplit-cap",
-            default=10.0,
+            "--tool-delay",
+            default="capped:300",
             show_default=True,
-            metavar="S",
-            help="Longest wait where the source does not tell tool from human time.",
+            metavar="RULE",
+            help="Wait for tools: recorded, scaled:FACTOR, capped:SECONDS, sampled (per tool) or none.",
+        ),
+        click.option(
+            "--human-delay", default="none", show_default=True, metavar="RULE", help="Wait for people, alike."
+        ),
+        click.option(
+            "--unsplit-delay",
+            default="capped:10",
+            show_default=True,
+            metavar="RULE",
+            help="Wait where the source does not tell tool from human time, alike.",
+        ),
+        click.option(
+            "--retries",
+            type=click.Choice(["drop", "keep"]),
+            default="drop",
+            show_default=True,
+            help="Requests that failed or were repeated when they were recorded.",
+        ),
+        click.option(
+            "--history",
+            type=click.Choice(["recorded", "live"]),
+            default="recorded",
+            show_default=True,
+            help="live: later prompts hold what this model answered; such runs never compare.",
         ),
         click.option(
             "--isolation",
-            type=click.Choice(["play", "run", "none"]),
+            type=click.Choice(["play", "agent", "run", "none"]),
             default="play",
             show_default=True,
             help="Which requests may share the server's prefix cache.",
         ),
+        click.option(
+            "--share-head/--no-share-head",
+            default=False,
+            help="Keep system message and tools shared between plays.  [default: no]",
+        ),
     ]
 )
+
+PLAN_OPTION_NAMES = frozenset(option.name for option in getattr(plan_options(lambda: None), "__click_params__", ()))
+"""The parameters that `plan_options` adds: everything that shapes a plan."""
 
 meter_options = _choose(
     [
@@ -108,30 +159,55 @@ meter_options = _choose(
             help="nvml, rapl or declared:700W (declared:700W*8 for eight); repeatable.",
         ),
         click.option("--system", "system_file", type=FILE, help="system.toml: the system under test, disclosed."),
+        click.option(
+            "--workers",
+            default=1,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="Client processes, where one is not enough.",
+        ),
         click.option("--out", required=True, type=FOLDER, help="Run folder; must be new."),
         click.option("--json", "as_json", is_flag=True, help="Print the contents of score.json."),
     ]
 )
 
 
+def endpoint_of(options: dict[str, Any]) -> Endpoint:
+    """The endpoint that the server options name, which are taken out; raises EndpointError."""
+    from replay.endpoint import Endpoint
+
+    names = ("urls", "model", "key_env", "affinity_headers", "proxy", "proxy_key_env")
+    return Endpoint(**{name: options.pop(name) for name in names})
+
+
 def plan_rules(options: dict[str, Any], *, once: bool) -> PlanRules:
     from replay.plan import ContextPolicy, DelayPolicy, LengthPolicy
-    from replay.score import PlanRules
+    from replay.request import PlanRules
 
     return PlanRules(
         seed=options["seed"],
         once=once,
-        delay=DelayPolicy(
-            human_cap_s=options["human_cap"], tool_cap_s=options["tool_cap"], unsplit_cap_s=options["unsplit_cap"]
-        ),
-        length=LengthPolicy(mode=options["length"], cap=options["output_cap"]),
+        delay=DelayPolicy(human=options["human_delay"], tool=options["tool_delay"], unsplit=options["unsplit_delay"]),
+        length=LengthPolicy.parse(options["length"]),
         context=ContextPolicy(scale=options["context_scale"], limit=options["context_limit"]),
         isolation=options["isolation"],
+        share_head=options["share_head"],
+        history=options["history"],
+        retries=options["retries"],
     )
 
 
-def run_and_print(dataset_folder: Path, *, as_json: bool, settings: Callable[[str], Any]) -> None:
-    """Runs what `settings(dataset_digest)` asks, shows it live, prints the score and exits 1 where the run says no."""
+def run_and_print(
+    dataset_folder: Path,
+    *,
+    as_json: bool,
+    settings: Callable[[str], RunRequest],
+    compared_with: Path | None = None,
+) -> bool:
+    """Runs what `settings(dataset_digest)` asks, shows it live, prints the score; False where the run says no.
+
+    With a run to compare with, the comparison is printed below the score, or is a key of its JSON.
+    """
     from curate.dataset import Dataset
     from replay.live import LiveWatcher
     from replay.score import run as run_all
@@ -141,7 +217,7 @@ def run_and_print(dataset_folder: Path, *, as_json: bool, settings: Callable[[st
     request = settings(dataset.digest)
     try:
         with LiveWatcher() as watcher:
-            score = run_all(request, dataset.trajectories, watcher)
+            score = run_all(request, functools.partial(dataset.trajectories, packed=True), watcher)
     except KeyboardInterrupt:
         begun = (request.out / "run.json").exists()
         click.echo(
@@ -150,11 +226,38 @@ def run_and_print(dataset_folder: Path, *, as_json: bool, settings: Callable[[st
             err=True,
         )
         raise click.exceptions.Exit(130) from None
+    found = _compared(compared_with, request.out) if compared_with is not None else None
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.format(msgspec.json.encode(score), indent=1).decode())
+        value = score if found is None else {**score, "comparison": msgspec.to_builtins(found)}
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
     else:
         click.echo("\n".join(summary_lines(score)))
-    if score["verdict"] != "met" or score["agents"] == 0:
-        raise click.exceptions.Exit(1)
+        if found is not None:
+            print_comparison(found)
+    if found is not None and not found.comparable:
+        return False
+    return all(result["verdict"] == "met" for result in score["results"]) and score["verdict"] == "met"
+
+
+def _compared(other: Path, own: Path) -> Comparison:
+    from replay.compare import compare
+    from replay.runfolder import RunFolder
+
+    return compare(RunFolder(path=other), RunFolder(path=own))
+
+
+def print_comparison(found: Comparison, *, as_json: bool = False, markdown: bool = False) -> None:
+    """Prints a comparison of two runs, as text unless asked otherwise."""
+    from replay.compare import comparison_lines, comparison_markdown
+
+    if as_json:
+        import msgspec
+
+        value = {**msgspec.to_builtins(found), "comparable": found.comparable}
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+    elif markdown:
+        click.echo(comparison_markdown(found), nl=False)
+    else:
+        click.echo("\n".join(comparison_lines(found)))

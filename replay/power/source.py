@@ -19,6 +19,9 @@ type SampleFlag = Literal["ok", "unsupported", "lost", "error"]
 PERIOD_S = 0.2  # counters latch every 20–100 ms: 5 Hz keeps the error at the window's edges under 1 % of 20 s
 
 
+LATEST = 256  # samples that are looked at for the watts of now: some readings of many devices
+
+
 class PowerFault(Exception):
     """A power source cannot be opened as asked; the sentence names the next step."""
 
@@ -102,6 +105,25 @@ class Meter:
     def samples(self) -> tuple[PowerSample, ...]:
         """All readings so far, in order of reading; complete after `stop`."""
         return tuple(self._samples)
+
+    def watts(self) -> float | None:
+        """What the first source draws by its latest gauge or its last two counts, in W, for the eye; None unknown."""
+        if not self._sources:
+            return None
+        total = 0.0
+        devices = self._sources[0].describe().devices
+        latest = self._samples[-LATEST:]
+        for device in devices:
+            own = [sample for sample in latest if sample.device == device.uid and sample.value is not None]
+            gauges = [sample.value for sample in own if sample.kind == "power_w"]
+            counts = [(sample.t_ns, sample.value) for sample in own if sample.kind == "energy_j"][-2:]
+            if gauges and gauges[-1] is not None:
+                total += gauges[-1]
+            elif len(counts) == 2 and counts[1][0] > counts[0][0] and counts[0][1] is not None:
+                total += max(0.0, (counts[1][1] or 0.0) - counts[0][1]) / ((counts[1][0] - counts[0][0]) / 1e9)
+            else:
+                return None
+        return total
 
     def _read(self) -> None:
         for source in self._sources:
