@@ -46,9 +46,9 @@ def watch(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
         def look() -> None:
             nonlocal peak, most
             while not done.wait(_EVERY_S):
-                tree = _tree(process.pid)
-                peak = max(peak, sum(map(_proportional_bytes, tree)))
-                most = max(most, len(tree))
+                found = tree(process.pid)
+                peak = max(peak, sum(map(proportional_bytes, found)))
+                most = max(most, len(found))
 
         looker = threading.Thread(target=look)
         looker.start()
@@ -70,7 +70,7 @@ def watch(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
     )
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
     """A process and its descendants, as far as they are alive."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -86,7 +86,8 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _proportional_bytes(pid: int) -> int:
+def proportional_bytes(pid: int) -> int:
+    """Proportional set size of a process; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended
