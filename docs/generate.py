@@ -16,6 +16,7 @@ from curate.card import column_table
 from curate.exports.carried import CARRIED, FIELDS, dropped_fields
 from curate.table import REQUESTS, SESSIONS, TOOL_CALLS
 from curate.tier import disposition_table
+from replay.failure import POLICIES
 
 DOCS = Path(__file__).parent
 RECORD = DOCS.parent / "replay" / "record.py"
@@ -62,6 +63,15 @@ def exports() -> str:
     return "\n".join(rows)
 
 
+def failures() -> str:
+    """What each class of failure does to a trial."""
+    rows = ["| class | what was seen | effect |", "|---|---|---|"]
+    for name, policy in POLICIES.items():
+        effect = {"missed": "missed", "invalid": f"invalid above {policy.most:.0%} of the requests", "note": "noted"}
+        rows.append(f"| {name.replace('_', ' ')} | {policy.words} | {effect[policy.effect]} |")
+    return "\n".join(rows)
+
+
 def helps(command: click.Command, name: str, parent: click.Context | None) -> list[str]:
     """`--help` of a command and of everything under it, as Markdown."""
     context = click.Context(
@@ -88,10 +98,12 @@ def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
     curate = (DOCS / "CURATE.md").read_text()
     leaves = (DOCS / "WHAT_LEAVES.md").read_text()
+    method = (DOCS / "METHODOLOGY.md").read_text()
     return {
         DOCS / "FORMATS.md": formats((DOCS / "FORMATS.md").read_text()),
         DOCS / "COMMANDS.md": commands(),
         DOCS / "CURATE.md": between(curate, "exports", exports()),
+        DOCS / "METHODOLOGY.md": between(method, "failures", failures()),
         DOCS / "WHAT_LEAVES.md": between(leaves, "dispositions", disposition_table()),
     }
 

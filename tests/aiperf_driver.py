@@ -1,6 +1,6 @@
 """Runs in AIPerf's own environment: its loaders over exported files, without a server. Prints what they made of each.
 
-python aiperf_driver.py weka|mooncake PATH …
+python aiperf_driver.py PATH …    (a folder: Weka traces; a file: Mooncake rows)
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ def main() -> None:
 
     random_generator.init(1)
     tokenizer = Tokenizer.from_pretrained("builtin")
-    kind, *paths = sys.argv[1:]
-    for name in paths:
+    for name in sys.argv[1:]:
         path = Path(name)
-        loader_type: Any = WekaTraceLoader if kind == "weka" else MooncakeTraceDatasetLoader
+        loader_type: Any = WekaTraceLoader if path.is_dir() else MooncakeTraceDatasetLoader
         first = None if path.is_dir() else json.loads(path.read_bytes().split(b"\n")[0])
         generator = PromptGenerator(prompts=None, prefix_prompts=None, tokenizer=tokenizer)
         loader = loader_type(filename=str(path), prompt_generator=generator)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from capture.importers.weka import import_weka
 from capture.trajectory import Trajectory
-from curate.export import export
+from curate.export import ExportReport, export
 from curate.tokens import load_encoding, ranks_sha256
 from tests.package_environment import python_with
 from tests.sample_sessions import KEY, make, text_session
@@ -45,25 +46,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(aiperf: Path, ranks: Path, kind: str, *paths: Path) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [str(aiperf), str(DRIVER), kind, *map(str, paths)],
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-            "TIKTOKEN_CACHE_DIR": str(ranks),
-            "HF_HUB_OFFLINE": "1",
-            "AIPERF_DATASET_WEKA_PARALLEL_WORKERS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-        cwd=ranks,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("told:")]
-
-
 @pytest.fixture(scope="module")
 def weka_sessions(weka_traces: Path) -> list[Trajectory]:
     return list(import_weka([weka_traces], KEY).trajectories)
@@ -77,9 +59,59 @@ def text_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_all_weka_traces(aiperf: Path, ranks: Path, weka_sessions: list[Trajectory], tmp_path: Path) -> None:
-    report = export(weka_sessions, "weka", tmp_path / "traces")
-    (found,) = told(aiperf, ranks, "weka", tmp_path / "traces")
+@dataclass(frozen=True)
+class Exported:
+    """What was exported, and what AIPerf made of it."""
+
+    report: ExportReport
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def exported(
+    aiperf: Path,
+    ranks: Path,
+    weka_sessions: list[Trajectory],
+    text_dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Exported]:
+    """Every export by name, read by AIPerf in one process: starting it takes longer than reading."""
+    folder = tmp_path_factory.mktemp("exported")
+    reports = {
+        "traces": export(weka_sessions, "weka", folder / "traces"),
+        "text": export(text_dataset, "weka", folder / "text"),
+        "hashes.jsonl": export(text_dataset, "mooncake", folder / "hashes.jsonl"),
+        "messages.jsonl": export(text_dataset, "mooncake", folder / "messages.jsonl", with_messages=True),
+        "some.jsonl": export(some_of(weka_sessions), "mooncake", folder / "some.jsonl"),
+    }
+    done = subprocess.run(
+        [str(aiperf), str(DRIVER), *(str(folder / name) for name in reports)],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+            "TIKTOKEN_CACHE_DIR": str(ranks),
+            "HF_HUB_OFFLINE": "1",
+            "AIPERF_DATASET_WEKA_PARALLEL_WORKERS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+        cwd=ranks,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("told:")]
+    return {
+        name: Exported(report=report, found=found) for (name, report), found in zip(reports.items(), told, strict=True)
+    }
+
+
+def some_of(sessions: list[Trajectory]) -> list[Trajectory]:
+    """The short ones, two sub-agents among them: AIPerf writes the words of every prompt."""
+    return sorted(sessions, key=lambda session: len(session.requests))[:12]
+
+
+def test_all_weka_traces(exported: dict[str, Exported], weka_sessions: list[Trajectory]) -> None:
+    found, report = exported["traces"].found, exported["traces"].report
     assert found["takes"]
     assert (found["loaded"], found["turns"], report.requests) == (35, 1811, 1811)
     # A conversation per agent, and more where it finds that calls of one agent overlap.
@@ -87,35 +119,28 @@ def test_all_weka_traces(aiperf: Path, ranks: Path, weka_sessions: list[Trajecto
     assert agents <= found["conversations"] <= agents + 20
 
 
-def test_weka_traces_of_a_dataset_with_text(aiperf: Path, ranks: Path, text_dataset: Path, tmp_path: Path) -> None:
-    report = export(text_dataset, "weka", tmp_path / "traces")
-    (found,) = told(aiperf, ranks, "weka", tmp_path / "traces")
+def test_weka_traces_of_a_dataset_with_text(exported: dict[str, Exported]) -> None:
+    found, report = exported["text"].found, exported["text"].report
     assert found["takes"]
     assert (found["loaded"], found["conversations"], found["turns"]) == (2, 4, report.requests)
     assert report.requests == 45
 
 
-def test_mooncake_rows_of_both_kinds(aiperf: Path, ranks: Path, text_dataset: Path, tmp_path: Path) -> None:
-    with_hashes = export(text_dataset, "mooncake", tmp_path / "hashes.jsonl")
-    with_messages = export(text_dataset, "mooncake", tmp_path / "messages.jsonl", with_messages=True)
-    hashes, messages = told(aiperf, ranks, "mooncake", tmp_path / "hashes.jsonl", tmp_path / "messages.jsonl")
+def test_mooncake_rows_of_both_kinds(exported: dict[str, Exported]) -> None:
+    hashes, messages = exported["hashes.jsonl"].found, exported["messages.jsonl"].found
     assert hashes["takes"]
     assert messages["takes"]
     # Each row with hashes is a conversation of its own; with messages the rows of an agent are the turns of one.
-    assert hashes["loaded"] == hashes["conversations"] == hashes["turns"] == with_hashes.requests == 45
-    assert messages["loaded"] == messages["turns"] == messages["raw"] == with_messages.requests == 45
+    assert hashes["loaded"] == hashes["conversations"] == hashes["turns"] == 45
+    assert messages["loaded"] == messages["turns"] == messages["raw"] == 45
+    assert exported["hashes.jsonl"].report.requests == exported["messages.jsonl"].report.requests == 45
     assert messages["conversations"] == 4
     assert messages["delays"] == 41  # all but the first turn of each
 
 
-def test_mooncake_rows_of_weka_sessions(
-    aiperf: Path, ranks: Path, weka_sessions: list[Trajectory], tmp_path: Path
-) -> None:
-    """Some of them, since AIPerf writes the words of every prompt."""
-    some = sorted(weka_sessions, key=lambda session: len(session.requests))[:20]
-    report = export(some, "mooncake", tmp_path / "rows.jsonl")
-    (found,) = told(aiperf, ranks, "mooncake", tmp_path / "rows.jsonl")
+def test_mooncake_rows_of_weka_sessions(exported: dict[str, Exported], weka_sessions: list[Trajectory]) -> None:
+    found, report = exported["some.jsonl"].found, exported["some.jsonl"].report
     assert found["takes"]
     assert found["loaded"] == found["turns"] == report.requests
-    requests = sum(len(session.requests) for session in some)
+    requests = sum(len(session.requests) for session in some_of(weka_sessions))
     assert report.requests == requests - sum(report.left_out.values())

@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from agentdyno import main
+from capture.importers.weka import import_weka
+from capture.shelf import Shelf
+from capture.store import Store
+from curate.build import build
 from tests.fake_server import serving
+from tests.sample_sessions import NO_PLOTS
 
 ROOT = Path(__file__).parent.parent
 NOTHING_LISTENS = "http://127.0.0.1:9"
@@ -16,12 +23,23 @@ NOTHING_LISTENS = "http://127.0.0.1:9"
 
 def refused(*arguments: str | Path, code: int) -> str:
     """Run a command that must fail, and return the one sentence it says."""
+    done = CliRunner().invoke(main, [str(word) for word in arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    return sentence_of(done.exit_code, done.stdout, done.stderr, code)
+
+
+def refused_in_a_process(*arguments: str | Path, code: int) -> str:
+    """The same as a user would type it."""
     command = [sys.executable, "-m", "agentdyno", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    return sentence_of(done.returncode, done.stdout, done.stderr, code)
+
+
+def sentence_of(ended: int, stdout: str, stderr: str, code: int) -> str:
+    assert ended == code, (ended, stderr)
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    (sentence,) = [line for line in stderr.splitlines() if line.startswith("Error: ")]
     return sentence
 
 
@@ -29,13 +47,9 @@ def refused(*arguments: str | Path, code: int) -> str:
 def dataset(weka_traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of the smallest Weka session."""
     folder = tmp_path_factory.mktemp("small")
-    for command in (
-        ["capture", "import", "weka", weka_traces / "trace_0026.json", "--store", folder / "store"],
-        ["curate", "build", "--store", folder / "store", "--out", folder / "dataset"],
-    ):
-        words = [sys.executable, "-m", "agentdyno", *map(str, command)]
-        subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
-    return folder / "dataset"
+    key = Store.open(folder / "store", create=True).key
+    Shelf(folder / "store").put_all(import_weka([weka_traces / "trace_0026.json"], key).trajectories)
+    return build([folder / "store"], folder / "dataset", jobs=1, recipe=NO_PLOTS).folder
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,7 @@ def test_a_truncated_trace_imports_nothing(weka_traces: Path, tmp_path: Path) ->
     whole = weka_traces / "trace_0026.json"
     cut = tmp_path / "cut.json"
     cut.write_bytes(whole.read_bytes()[:2000])
-    sentence = refused("capture", "import", "weka", whole, cut, "--store", tmp_path / "store", code=2)
+    sentence = refused_in_a_process("capture", "import", "weka", whole, cut, "--store", tmp_path / "store", code=2)
     assert "cut.json" in sentence
     assert "character" in sentence
     assert not (tmp_path / "store").exists()
@@ -103,7 +117,9 @@ def test_a_server_that_is_down_is_named(dataset: Path, tmp_path: Path) -> None:
 def test_a_model_that_the_server_lacks_is_answered_with_those_it_has(dataset: Path, tmp_path: Path) -> None:
     with serving() as server:
         where = ["--url", server.url, "--model", "gpt-17"]
-        sentence = refused("replay", "run", dataset, *where, "--agents", "1", "--out", tmp_path / "run", code=3)
+        sentence = refused_in_a_process(
+            "replay", "run", dataset, *where, "--agents", "1", "--out", tmp_path / "run", code=3
+        )
     assert "gpt-17" in sentence
     assert "fake-model" in sentence
     assert not (tmp_path / "run").exists()
@@ -130,7 +146,7 @@ def test_an_output_folder_that_exists_stays_untouched(dataset: Path, tmp_path: P
         ["replay", "score", dataset, *server, "--slo", "aa-shape-2026-07/20", "--out", mine],
         ["demo", "--out", mine],
     ):
-        assert str(mine) in refused(*command, code=2)
+        assert str(mine) in refused_in_a_process(*command, code=2)
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     assert (mine / "thesis.txt").read_text() == "all of it"
 

@@ -167,20 +167,23 @@ def test_datasets_opens_a_table_that_is_empty_in_some_shards(tmp_path: Path) -> 
     (free,) = make([content_free_session()], tmp_path / "free").folder.glob("data/tool_calls/*")
     assert pq.read_table(free).num_rows == pq.ParquetFile(free).metadata.num_row_groups == 0
     shutil.copy(free, tmp_path / "d/data/tool_calls/0.parquet")
-    load = "import sys; from datasets import load_dataset; print(len(load_dataset(*sys.argv[1:], split='train')))"
-    for folder, name, rows in (("d", "tool_calls", 3), ("free", "sessions", 1), ("free", "requests", 3)):
-        run = subprocess.run(
-            [sys.executable, "-c", load, str(tmp_path / folder), name],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-            check=False,
-        )
-        assert run.stdout.strip() == str(rows), run.stderr
+    wanted = {("d", "tool_calls"): 3, ("free", "sessions"): 1, ("free", "requests"): 3}
+    load = (
+        "import sys; from datasets import load_dataset\n"
+        "for folder, name in zip(sys.argv[1::2], sys.argv[2::2]): print(len(load_dataset(folder, name, split='train')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", load, *(word for folder, name in wanted for word in (str(tmp_path / folder), name))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert [int(line) for line in run.stdout.split()] == list(wanted.values()), run.stderr
 
 
 def test_drafts_of_a_killed_build_do_not_stay(tmp_path: Path) -> None:
-    out = make([text_session()], tmp_path / "d", plots=True).folder
+    out = make([text_session()], tmp_path / "d").folder
     for name in ("README.md", "stats.json", MANIFEST):
         (out / f".{name}.4711").write_text("half")
     make([text_session()], out, plots=True)

@@ -338,14 +338,16 @@ def test_private_work_is_the_owners_alone(tmp_path: Path) -> None:
     assert not any(PRIVATE in entry.path for entry in Dataset.open(tmp_path / "d").manifest.files)
 
 
+# One process that has loaded everything forks each build: most of the time of a short build is its start.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import curate.intake
 from curate.recipe import Duplicates, Recipe
+from curate.tokens import load_encoding
 from tests.sample_sessions import make, seven, text_session
+load_encoding("o200k_base")
 curate.intake.SHARD_SESSIONS = 2
-left = int(sys.argv[2])
 def counted(change):
     def wrapper(*arguments, **named):
         global left
@@ -358,43 +360,55 @@ for name in ("replace", "unlink", "rename"):
     setattr(Path, name, counted(getattr(Path, name)))
 os.link = counted(os.link)
 recipe = Recipe(duplicates=Duplicates(exact="drop"))
-make([*seven(), text_session("twin-of-2", turns=3)], Path(sys.argv[1]), recipe=recipe)
-print(left)
+for out, left in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    child = os.fork()
+    if child == 0:
+        make([*seven(), text_session("twin-of-2", turns=3)], Path(out), recipe=recipe)
+        print("left", left, flush=True)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
-def changes_until(out: Path, left: int) -> int | None:
-    """Build in a process that dies at its nth change of a file; None if it did, else what it had left."""
-    run = subprocess.run([sys.executable, "-c", KILLED, str(out), str(left)], capture_output=True, check=False)
-    assert run.returncode in (0, -signal.SIGKILL), run.stderr
-    return int(run.stdout) if run.returncode == 0 else None
+def changes_until(*builds: tuple[Path, int]) -> list[str]:
+    """Build each folder in a process that dies at its nth change of a file; what each said and how it ended."""
+    arguments = [str(word) for build in builds for word in build]
+    run = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
 
 
-def killed_and_resumed(folder: Path, left: int, whole: dict[str, bytes]) -> None:
-    assert changes_until(folder, left) is None
-    assert changes_until(folder, 10**6) is not None
-    assert {name for name, data in files(folder).items() if whole.get(name) != data} == set()
-    assert files(folder).keys() == whole.keys()
+def killed_and_resumed(builds: dict[Path, int], whole: dict[str, bytes]) -> None:
+    assert changes_until(*builds.items()) == [str(-signal.SIGKILL)] * len(builds)
+    for folder in builds:
+        build_whole(folder)
+        assert {name for name, data in files(folder).items() if whole.get(name) != data} == set()
+        assert files(folder).keys() == whole.keys()
+
+
+def build_whole(folder: Path) -> None:
+    recipe = Recipe(duplicates=Duplicates(exact="drop"))
+    make([*seven(), text_session("twin-of-2", turns=3)], folder, recipe=recipe)
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
-    recipe = Recipe(duplicates=Duplicates(exact="drop"))
-    make([*seven(), text_session("twin-of-2", turns=3)], tmp_path / "whole", recipe=recipe)
+    build_whole(tmp_path / "whole")
     return files(tmp_path / "whole")
 
 
 def test_a_kill_in_the_middle_costs_nothing_that_was_done(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    killed_and_resumed(tmp_path / "d", 30, whole)
+    killed_and_resumed({tmp_path / "d": 30}, whole)
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_what_the_same_command_finishes(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    left = changes_until(tmp_path / "count", 10**6)
-    assert left is not None
-    total = 10**6 - left
-    for number in range(1, total + 1, max(1, total // 12)):
-        killed_and_resumed(tmp_path / f"d{number}", number, whole)
+    said, code = changes_until((tmp_path / "count", 10**6))
+    assert code == "0"
+    total = 10**6 - int(said.removeprefix("left "))
+    kills = range(1, total + 1, max(1, total // 12))
+    killed_and_resumed({tmp_path / f"d{number}": number for number in kills}, whole)
 
 
 # The command ------------------------------------------------------------------------------------------------------
@@ -415,7 +429,8 @@ def test_a_recipe_names_stores_and_labels_and_json_tells_all(tmp_path: Path) -> 
     kept_store(tmp_path / "traces")
     (tmp_path / "labels.jsonl").write_text('{"session_id": "session-0", "outcome": "success"}\n')
     recipe = tmp_path / "team.toml"
-    recipe.write_text('stores = ["traces"]\nlabels = "labels.jsonl"\n[filters]\noutcomes = ["success"]\n')
+    plain = "[statistics]\nplots = false\n"
+    recipe.write_text('stores = ["traces"]\nlabels = "labels.jsonl"\n[filters]\noutcomes = ["success"]\n' + plain)
     code, out, err = run("build", "--recipe", recipe, "--out", tmp_path / "d", "--jobs", 1, "--json")
     assert code == 0, err
     said = json.loads(out)
@@ -423,10 +438,9 @@ def test_a_recipe_names_stores_and_labels_and_json_tells_all(tmp_path: Path) -> 
     assert [drop["stage"] for drop in said["drops"]] == ["filter"]
     assert "1 of 7 sessions kept" in err
     assert "left out (filter): " in err
-    (tmp_path / "all.toml").write_text('stores = ["traces"]\n')
-    code, out, err = run(
-        "build", "--recipe", tmp_path / "all.toml", "--out", tmp_path / "e", "--previous", tmp_path / "d"
-    )
+    (tmp_path / "all.toml").write_text('stores = ["traces"]\n' + plain)
+    arguments = ("--out", tmp_path / "e", "--previous", tmp_path / "d", "--jobs", 1)
+    code, out, err = run("build", "--recipe", tmp_path / "all.toml", *arguments)
     assert (code, out) == (0, f"{tmp_path / 'e'}\n"), err
     assert "7 of 7 sessions kept" in err
 

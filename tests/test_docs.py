@@ -44,14 +44,14 @@ def test_python_in_a_page_is_python(page: Path) -> None:
 
 def test_the_example_files_are_read_and_name_every_key(tmp_path: Path) -> None:
     from replay.protocol import FULL
-    from replay.slo import load_slo
+    from replay.slo import load_slos
     from replay.system import Accelerator, System, load_system
 
     system, level = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "FORMATS.md").read_text(), flags=re.DOTALL)
     for name, text in (("system.toml", system), ("level.toml", level)):
         (tmp_path / name).write_text(text)
     assert load_system(tmp_path / "system.toml").accelerator_count == 8
-    assert replace(load_slo(str(tmp_path / "level.toml")).protocol, name=FULL.name) == FULL
+    assert replace(load_slos(str(tmp_path / "level.toml"))[0].protocol, name=FULL.name) == FULL
     for kind, text in ((System, system), (Accelerator, system)):
         assert [field.name for field in fields(kind) if not re.search(rf"\b{field.name}\b", text)] == []
 

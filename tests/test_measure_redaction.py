@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -85,10 +86,16 @@ class Takes:
         return "", Counter(secret=2, email=1)
 
 
+@functools.cache
+def corpus(seed: int, each: int) -> tuple[Case, ...]:
+    """All cases of a seed; drawing them takes longer than most tests here."""
+    return tuple(cases(seed, each=each))
+
+
 def few() -> list[Case]:
     """A case of each family in every cell."""
     chosen: dict[tuple[str, bool, bool], Case] = {}
-    for case in cases(SEED, each=1):
+    for case in corpus(SEED, 1):
         if case.decidable:
             chosen.setdefault((case.family, case.kind_held_out, case.context_held_out), case)
     return list(chosen.values())
@@ -168,7 +175,7 @@ def test_clean_folder_reads_sources_and_refuses_none(tmp_path: Path) -> None:
 def test_recall_of_the_rules_has_not_fallen() -> None:
     """A third of the held-out kinds and contexts' pairs; .01 below the limit is chance for a thousand cases."""
     redactor = Redactor(seen=(), key=bytes(32))
-    cell = [c for c in cases(SEED, each=1) if c.kind_held_out and c.context_held_out and c.decidable][::3]
+    cell = [c for c in corpus(SEED, 1) if c.kind_held_out and c.context_held_out and c.decidable][::3]
     removed = sum(survivor(redactor.text(case.text)[0], case.secrets) is None for case in cell)
     share = removed / len(cell)  # no case is printed: who writes rules runs this test too
     del cell
@@ -204,7 +211,7 @@ def test_the_shipped_measurement_repeats() -> None:
     assert found is not None
     redactor = Redactor(seen=(), key=bytes(32))
     for name in ("log line", "JSON inside JSON", "chat paste"):
-        cell = [case for case in cases(found.seed, each=2) if case.context == name and case.decidable]
+        cell = [case for case in corpus(found.seed, 2) if case.context == name and case.decidable]
         removed = sum(survivor(redactor.text(case.text)[0], case.secrets) is None for case in cell)
         assert (removed, len(cell)) == (found.by_context[name].found, found.by_context[name].n)
 
