@@ -4,8 +4,8 @@
     python bench/crosscheck.py aiperf --aiperf ENVIRONMENT/bin/aiperf --sessions 5
 
 `agentperf-local`: its eight recorded tasks (168 turns, read from the installed package), tool time waited, exact
-lengths, one cache namespace a run; its own client and ours against one llama engine. Agreement means: the difference between the
-median of its medians and that of ours lies inside the range of its own medians from run to run.
+lengths, one cache namespace a run; its own client and ours against one llama engine. Agreement means: the difference
+between the median of its medians and that of ours lies inside the range of its own medians from run to run.
 
 `aiperf`: our export of content-free Claude Code sessions in the Weka format, replayed by AIPerf and, from the same
 dataset, by us. Requests are sorted by the prompt tokens that the server counted and cut into tenths; agreement means

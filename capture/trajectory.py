@@ -7,7 +7,6 @@ Anything that an engine, a tokenizer or a redactor must add is added by curate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,7 +89,7 @@ class Request:
     new_input: tuple[str, ...]  # kinds of what is new in the prompt: text, tool_result, image, …
     tool_call_ids: tuple[str, ...]  # calls in the answer
     block_size: int | None  # tokens per hashed block
-    block_hashes: Sequence[int] | None  # equal hash means equal prefix up to and including that block
+    block_hashes: tuple[int, ...] | None  # equal hash means equal prefix up to and including that block
     bytes_up: int | None
     bytes_down: int | None
     sse_events: int | None

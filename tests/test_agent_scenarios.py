@@ -60,13 +60,20 @@ RUN = {
     "compaction": (CODEX_BUILT_IN,),
     "plain": (GEMINI_CLI,),
 }
+# The twins first and so at the same time; then the agents that take longest, which nothing then waits for at the end.
+SLOW = (OPENCODE, MINI_SWE_AGENT, GEMINI_CLI)
 PLAYED = [
     *(("serve", kind, agent) for kind in ("twin-a", "twin-b") for agent in SCENARIOS[kind][1]),
-    *(("run", kind, agent) for kind, agents in RUN.items() for agent in agents),
-    *(
-        ("serve", kind, agent)
-        for kind in ("faults", "sub-agents", "compaction", "plain")
-        for agent in SCENARIOS[kind][1]
+    *sorted(
+        [
+            *(("run", kind, agent) for kind, agents in RUN.items() for agent in agents),
+            *(
+                ("serve", kind, agent)
+                for kind in ("faults", "sub-agents", "compaction", "plain")
+                for agent in SCENARIOS[kind][1]
+            ),
+        ],
+        key=lambda session: session[2] not in SLOW,
     ),
 ]
 

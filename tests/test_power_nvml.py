@@ -277,4 +277,4 @@ def test_a_run_has_a_megawatt_only_when_every_gpu_was_read(library: Path, tmp_pa
         assert rows["megawatt"]["basis"] == "measured"
         assert 600 < watts < 1400  # 900 W on average, swinging by 300
         assert rows["megawatt"]["agents"] == pytest.approx(2e6 / watts)
-        assert rows["megawatt"]["agents_at_upper_power"] < rows["megawatt"]["agents"]
+        assert rows["megawatt"]["u_gain"] == pytest.approx(0.05 / 3**0.5 * watts, rel=0.01)
