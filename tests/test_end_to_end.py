@@ -18,7 +18,7 @@ import polars
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RULES = ["--context-scale", "0.0625", "--length", "capped:32", "--tool-delay", "capped:1", "--unsplit-delay", "capped:1"]
+RULES = ["--context-scale", "0.0625", "--length", "capped:32", "--tool-delay", "capped:0.1", "--unsplit-delay", "capped:0.1"]
 
 
 def agentdyno(*arguments: str | Path) -> str:
@@ -84,7 +84,7 @@ def test_recorded_work_becomes_a_verified_run(weka_traces: Path, tmp_path: Path)
         score = json.loads(agentdyno("replay", "run", dataset, *server, *asked, "--out", run, "--json"))
     labels = " ".join(score["labels"])
     assert "contexts scaled by 0.0625" in labels
-    assert "tool1-unsplit1" in labels
+    assert "tool0.1-unsplit0.1" in labels
     records = polars.read_parquet(run / "trials" / "1" / "records.parquet")
     assert records.height == sum(session["num_requests"] for session in sessions) == 291
     assert set(records["outcome"]) == {"ok"}
