@@ -38,8 +38,9 @@ def write_draft(path: Path, data: bytes, *, mode: int) -> Path:
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             file.write(data)
-    except OSError:
+    except OSError as fault:
         draft.unlink(missing_ok=True)
+        fault.filename = str(path)  # a full disk names no file, and nobody knows the draft
         raise
     return draft
 

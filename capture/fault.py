@@ -12,3 +12,7 @@ class EnvironmentFault(click.ClickException):
     """Something outside the command's words is missing or broken: a server, a file, a library, a port."""
 
     exit_code = 3
+
+    def format_message(self) -> str:
+        """The sentence; what it quotes of a server or a file gives a terminal no orders."""
+        return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in self.message)

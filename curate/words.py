@@ -20,3 +20,8 @@ def count_rows(rows: dict[str, int]) -> str:
 def printable(text: str) -> str:
     """A text of somebody else's on one line, without what a terminal or a page takes for an order."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text whose line ends are ours."""
+    return "\n".join(map(printable, text.split("\n")))

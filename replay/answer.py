@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from capture.sse import ServerEvent, SseParser
+from curate.words import printable
 
 MOST_CHARACTERS_OF_AN_ERROR = 300
 
@@ -155,7 +156,7 @@ class AnswerReader:
         self._events += 1
         try:
             chunk = _decode_chunk(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if payload.strip() == b"[DONE]":
                 self._done = True
             else:
@@ -243,7 +244,7 @@ def _other_content(delta: _Delta) -> str | None:
 
 def _error_text(raw: bytes) -> str:
     """The message inside `{"error": {"message": …}}`, `{"message": …}`, `{"detail": …}` or plain text."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value: object = msgspec.json.decode(raw)
         while isinstance(value, dict):
             inner = next((value[key] for key in ("error", "message", "detail") if value.get(key)), None)
@@ -256,5 +257,6 @@ def _error_text(raw: bytes) -> str:
 
 
 def _shorten(raw: bytes) -> str:
-    text = " ".join(raw[: 4 * MOST_CHARACTERS_OF_AN_ERROR].decode("utf-8", "replace").split())
+    # It is kept and printed: nothing in it may be an order to a terminal.
+    text = " ".join(printable(raw[: 4 * MOST_CHARACTERS_OF_AN_ERROR].decode("utf-8", "replace")).split())
     return text if len(text) <= MOST_CHARACTERS_OF_AN_ERROR else text[: MOST_CHARACTERS_OF_AN_ERROR - 1] + "…"

@@ -45,6 +45,15 @@ class Buffering:
         return self.ttft_s_per_token / self.turn_s_per_token
 
     @property
+    def untested(self) -> str | None:
+        """Why nothing can be said; None where the regression was made."""
+        if self.ttft_s_per_token is not None:
+            return None
+        if self.answers < LEAST_ANSWERS:
+            return f"{self.answers} answers are too few"
+        return "they are alike in length"
+
+    @property
     def found(self) -> bool:
         """Whether answers are held back, beyond what chance explains and beyond the published share."""
         share = self.held_share

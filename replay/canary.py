@@ -188,7 +188,8 @@ class _Asker:
         except (httpx.TransportError, httpx.DecodingError) as fault:
             raise _Refused(str(fault) or type(fault).__name__) from fault
         if response.status_code != 200:
-            raise _Refused(f"HTTP {response.status_code}: {error_message(response.content) or 'no reason given'}")
+            said = self.caller.quoted(error_message(response.content) or "no reason given")
+            raise _Refused(f"HTTP {response.status_code}: {said}")
         try:
             value = msgspec.json.decode(response.content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:

@@ -171,7 +171,10 @@ def _slo_name(slo: Mapping[str, Any]) -> str:
 
 
 def _synthetic(a: _Side, b: _Side) -> Iterator[str]:
-    """Text against synthetic text, where something in play depends on what the text says."""
+    """Synthetic text where something in play depends on what the text says."""
+    for side in (a, b):
+        if synthetic_sessions(side.plan) and speculates(side.system):
+            yield f"{side.name} speculates on synthetic text: how much is accepted says nothing of real work"
     if bool(synthetic_sessions(a.plan)) == bool(synthetic_sessions(b.plan)):
         return
     for side in (a, b):
@@ -181,7 +184,7 @@ def _synthetic(a: _Side, b: _Side) -> Iterator[str]:
 
 
 def _other_answers(a: _Side, b: _Side) -> Iterator[str]:
-    """Where the second server answers worse than the first from the beginning: speed bought with quality.
+    """Where one server answers worse than the other from the beginning: speed bought with quality.
 
     Of made-up weights no answer is better than another, and rounding alone changes all of them: nothing is held against
     these.
@@ -189,8 +192,11 @@ def _other_answers(a: _Side, b: _Side) -> Iterator[str]:
     first, second = a.folder.canary(), b.folder.canary()
     if first is None or second is None or _made_up(a, b):
         return
-    for reason in compare_canaries(second.before, None, first.before):
-        yield f"the quality canary of {b.name} differs from that of {a.name}: {reason}"
+    for worse, better, name, other in ((second, first, b.name, a.name), (first, second, a.name, b.name)):
+        reasons = compare_canaries(worse.before, None, better.before)
+        yield from (f"the quality canary of {name} differs from that of {other}: {reason}" for reason in reasons)
+        if reasons:
+            return
 
 
 def _made_up(a: _Side, b: _Side) -> bool:
@@ -324,10 +330,10 @@ def ratio_limits(a: Mapping[str, float], b: Mapping[str, float], relative: float
 
 
 def _why_not(name: str, result: Mapping[str, Any]) -> str | None:
-    if result["interval"] is not None and result["interval"]["low"] > 0 and result["agents"]:
-        return None
     if result["at_least"]:
         return f"{name} holds at least {result['agents']:g} agents: its search ended at its maximum"
+    if result["interval"] is not None and result["interval"]["low"] > 0 and result["agents"]:
+        return None
     if result["agents"] == 0:
         return f"{name} holds not even one agent"
     return f"{name} has no interval: {result['interval_why_not']}"

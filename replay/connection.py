@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._wire = Wire()
         self._data, self._data_at_ns = self._wire.data, self._wire.data_at_ns
         self._now = 0  # of the read at hand; 0 until the first byte of a response
+        self._framed_bytes = 0  # of the response, headers and framing included
         self._headers: list[tuple[bytes, bytes]] = []
         self._is_head = False
         self._until_close = False
@@ -98,6 +99,11 @@ class Connection(asyncio.Protocol):
             self._settle(httpx.RemoteProtocolError(f"the server does not speak HTTP/1.1: {error}"))
             self.abort()
         wire = self._wire
+        self._framed_bytes += sum(map(len, raw))
+        if self._framed_bytes > wire.most_bytes and self._waiter is not None:
+            most_mb = wire.most_bytes // 1024**2
+            self._settle(httpx.RemoteProtocolError(f"the answer was given up after {most_mb} MB: it is too long"))
+            self.abort()
         if len(self._data) >= FRAMED_TOGETHER and wire.reader is not None and wire.status == 200:
             wire.hand_over()
 
@@ -206,6 +212,7 @@ class Connection(asyncio.Protocol):
             raise StaleConnectionError
         self._wire, self._data, self._data_at_ns = wire, wire.data, wire.data_at_ns
         self._headers, self._now, self._is_head = [], 0, target.method == "HEAD"
+        self._framed_bytes = 0
         self._until_close = self._chunked = False
         self.reusable = False
         length = b"" if target.method in ("GET", "HEAD") and not body else b"content-length: %d\r\n" % len(body)

@@ -96,16 +96,18 @@ class Crew:
     async def __aenter__(self) -> Self:
         path = Path(self._job.folder) / "job.pickle"
         try:
-            with path.open("wb") as file:
-                pickle.dump(self._job, file, protocol=pickle.HIGHEST_PROTOCOL)
-            for number in range(self._job.workers):
-                self._workers.append(_Worker(number, await _start(path, number)))
+            with contextlib.ExitStack() as stack:
+                _write_privately(path, self._job)
+                stack.callback(path.unlink, missing_ok=True)
+                for number in range(self._job.workers):
+                    # Open files, not their name: nobody can put another file there, and a client that is killed while
+                    # its workers load leaves none.
+                    file = stack.enter_context(path.open("rb"))
+                    self._workers.append(_Worker(number, await _start(file.fileno(), number)))
             await self._all_ready()
         except BaseException:
             await self._end()
             raise
-        finally:
-            path.unlink(missing_ok=True)  # it is as large as the plan
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -191,9 +193,17 @@ class Crew:
         return f"{self._name(worker)} ended by {how}"
 
 
-async def _start(job: Path, number: int) -> asyncio.subprocess.Process:
+def _write_privately(path: Path, job: Job) -> None:
+    """A file for its owner alone: the plan in it holds the text of sessions."""
+    path.unlink(missing_ok=True)  # of a client that was killed
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        pickle.dump(job, file, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+async def _start(job: int, number: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "replay.worker", str(job), str(number)),
+        pass_fds=(job,),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=LONGEST_LINE_BYTES,

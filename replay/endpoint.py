@@ -18,8 +18,13 @@ from replay.transport import CollectingTransport
 from replay.wire import CONNECT_TIMEOUT_S, Target, Timeouts, Wire
 
 CONTROL_TIMEOUT_S = 20.0
+SHORTEST_SECRET = 8
+"""A shorter key, like `EMPTY`, is a placeholder that may stand in any sentence."""
+HIDDEN = "[credential]"
+MOST_OF_A_NAME = 100  # of a model, where all are listed
 USER_AGENT = "agentdyno"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _OWN_HEADERS = frozenset(
     [
         "accept",
@@ -110,6 +115,12 @@ class Endpoint:
         value = os.environ.get(self.key_env)
         if not value:
             raise EndpointError(f"the environment variable {self.key_env} is not set: export it, or name no key")
+        if not _KEY.fullmatch(value):
+            # Not quoted. A line end in it would begin a header of its own.
+            raise EndpointError(
+                f"the environment variable {self.key_env} holds no key: a line end, a space at an end or a character "
+                "that no header can carry is in it"
+            )
         return value
 
     def way(self) -> Proxy | None:
@@ -161,6 +172,7 @@ class Caller:
             headers["authorization"] = f"Bearer {key}"
         self._headers = httpx.Headers(headers)
         self._targets: dict[tuple[int, str], Target] = {}
+        self._secrets = () if key is None or len(key) < SHORTEST_SECRET else (key,)
         self.transport = CollectingTransport(proxy=endpoint.way())
         # trust_env off: no proxy and no .netrc may come between us and what is measured.
         self._client = httpx.AsyncClient(transport=self.transport, trust_env=False, follow_redirects=False)
@@ -173,6 +185,12 @@ class Caller:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.__aexit__(kind, fault, trace)
+
+    def quoted(self, text: str) -> str:
+        """What a server said, fit to be kept and printed: some repeat the key that they refuse."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
 
     async def collect(
         self,
@@ -256,7 +274,7 @@ class Caller:
         for card in cards:
             if card.model == self.endpoint.model:
                 return card
-        names = ", ".join(repr(card.model) for card in cards[:10]) + (", …" if len(cards) > 10 else "")
+        names = ", ".join(repr(card.model[:MOST_OF_A_NAME]) for card in cards[:10]) + (", …" if len(cards) > 10 else "")
         hint = "name one of these"
         if len(self.endpoint.urls) > 1:
             hint = "several --url are for equal servers, before others put a router and name its URL"
@@ -305,7 +323,7 @@ def _whole(timeout_s: float) -> httpx.Timeout:
 def _json_object(response: httpx.Response) -> dict[str, object]:
     try:
         value = msgspec.json.decode(response.content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -89,6 +89,11 @@ POLICIES: dict[FailureClass, Policy] = {
 }
 """Repetition is `invalid` instead where the weights are trained: a model that loops is not the model that was named."""
 
+FLATTERING: frozenset[FailureClass] = frozenset(
+    {"length_not_honoured", "more_than_asked", "impossible_count", "prompt_unlike_planned"}
+)
+"""Classes that can only make a server look better: a limit that is missed in spite of them is missed."""
+
 _OVERFLOW = re.compile(
     r"context[ _](length|size|window)|maximum (model|input|sequence) length|max_model_len|max_seq_len|max_input_len"
     r"|max_num_tokens|longer than the model|prompt .{0,60}too long|exceeds? .{0,40}(n_ctx|context)",

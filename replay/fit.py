@@ -15,7 +15,10 @@ from typing import NamedTuple
 CONFIDENCE = 0.95
 """Of the interval, two-sided. Its lower end is exceeded by the true root in 97.5 of 100 cases: that end certifies."""
 INFINITE_MARGIN = 1.0
-"""What an infinite margin counts as in a fit: 2.7 times the limit, or the largest finite margin where that is more."""
+"""What an infinite margin counts as in a fit: 2.7 times the limit, or the largest finite margin where that is more. Or
+as no more than the largest finite one, where the root is lower so: a high margin makes the line steep, which raises a
+root that lies below most of the trials.
+"""
 
 
 class Point(NamedTuple):
@@ -54,8 +57,20 @@ def fieller(points: Sequence[Point], confidence: float = CONFIDENCE) -> Fit | No
     count = len(points)
     if count < 3:
         return None
+    infinite = [point.margin == math.inf for point in points]
+    far = _line(points, finite_margins([point.margin for point in points]), confidence)
+    if not any(infinite):
+        return far
+    least = max(0.0, *(point.margin for point in points if point.margin != math.inf), 0.0)
+    near = _line(points, [min(point.margin, least) for point in points], confidence)
+    rooted = [fit for fit in (far, near) if fit is not None and fit.root is not None]
+    return min(rooted, key=lambda fit: fit.root or 0.0, default=far)
+
+
+def _line(points: Sequence[Point], margins: Sequence[float], confidence: float) -> Fit | None:
+    """The line through these margins at the points' agents; None for a single level."""
+    count = len(points)
     logs = [math.log(point.agents) for point in points]
-    margins = finite_margins([point.margin for point in points])
     mean_log, mean_margin = sum(logs) / count, sum(margins) / count
     spread = sum((log - mean_log) ** 2 for log in logs)
     if spread < 1e-12:

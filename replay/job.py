@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from replay.failure import failed_requests
 from replay.record import RequestRecord
-from replay.sample import FAILED
 from replay.window import Window
 
 
@@ -76,7 +76,7 @@ def take_jobs(records: Iterable[RequestRecord], finished: Sequence[EndedPlay], w
                 play=key[1],
                 session_id=own[0].session_id,
                 job_s=(end_ns - start_ns) / 1e9 if done and end_ns is not None else None,
-                failed=any(record.outcome in FAILED for record in own),
+                failed=bool(failed_requests(own)),
                 known_s=(window.end_ns - start_ns) / 1e9,
             )
         )

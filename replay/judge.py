@@ -290,12 +290,13 @@ def read_score(path: Path) -> dict[str, Any]:
         value = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError as error:
         raise RunFault(f"{path} is missing: the run is not finished") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RunFault(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise RunFault(f"{path} is not a score of agentdyno")
     if value.get("score_version") != SCORE_VERSION:
         raise RunFault(
-            f"{path} has score version {value.get('score_version')}; this agentdyno reads version {SCORE_VERSION}"
+            f"{path} has score version {value.get('score_version')}; this agentdyno reads version {SCORE_VERSION}: "
+            "use the one that wrote it"
         )
     return value

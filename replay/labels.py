@@ -30,14 +30,21 @@ def labels(
     """All labels of a score, the weightiest first."""
     shown = {result["reference_trial"] for result in results}
     trials = [item for item in judged if item.trial in shown] or list(judged)[-1:]
+    fitted = {
+        number
+        for result in results
+        if result["search"] is not None and result["search"]["fit"] is not None
+        for number in result["search"]["fit"]["trials"]
+    }
+    basis = [item for item in judged if item.trial in fitted or item in trials]  # what the numbers rest on
     found = [
         *(f"the quality canary shifted: {reason}" for reason in (canary or {}).get("reasons", ())),
         *_of_the_class(inputs, plan, results),
         *_of_the_system(plan, system),
         *_of_the_work(inputs, plan),
         *_of_the_client(inputs, judged),
-        *_of_the_power(inputs, trials),
-        *_of_the_trials(trials),
+        *_of_the_power(inputs, basis),
+        *_of_the_trials(trials, basis),
     ]
     return list(dict.fromkeys(found))
 
@@ -157,15 +164,19 @@ def _of_the_power(inputs: RunInputs, trials: Sequence[Judged]) -> Iterator[str]:
     for power in inputs.power:
         if power.startswith("declared"):
             yield f"power is declared ({power}), not measured"
+    refused: set[str] = set()  # of several trials without valid power the first says why
     for total in (total for item in trials for total in item.power):
-        yield from (f"no {total.source} power: {reason}" for reason in total.reasons[:3])
+        if total.reasons and total.source not in refused:
+            refused.add(total.source)
+            yield from (f"no {total.source} power: {reason}" for reason in total.reasons[:3])
         for device in total.devices:
             yield from (f"{device.device}: {flag}" for flag in device.flags if flag != "declared")
 
 
-def _of_the_trials(trials: Sequence[Judged]) -> Iterator[str]:
-    for item in trials:
+def _of_the_trials(trials: Sequence[Judged], basis: Sequence[Judged]) -> Iterator[str]:
+    for item in basis:
         yield from (f"cross-warming in trial {item.trial}: {reason}" for reason in item.cross_warming)
+    for item in trials:
         if any(result.undecided_matters for result in item.measure.slos):
             yield (
                 f"requests were waiting, within the limit, when the phase of trial {item.trial} ended: "

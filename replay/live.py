@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from curate.words import printable
 from replay.judge import Judged
 from replay.protocol import Progress, Protocol
 from replay.runfolder import RunInputs
@@ -59,7 +60,7 @@ class LiveWatcher(Watcher):
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def run_begins(self, inputs: RunInputs) -> None:
         self._ahead = search_trials(inputs.rules, len(inputs.slos)) if inputs.rules is not None else None
@@ -113,7 +114,7 @@ class LiveWatcher(Watcher):
         self._console.print(line, soft_wrap=True)
         reasons = [*numbers.invalid_reasons, *(reason for result in numbers.slos for reason in result.reasons)]
         for reason in dict.fromkeys(reasons):
-            self._console.print(Text(f"  {reason}"), soft_wrap=True)
+            self._console.print(Text(printable(f"  {reason}")), soft_wrap=True)
 
     def _show(self, what: Text | Group) -> None:
         if self._live.is_started:

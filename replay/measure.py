@@ -7,6 +7,7 @@ interpolates linearly between order statistics, at rank p(n − 1) from 0. Nothi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from replay.attain import attain, percentile
 from replay.buffering import Buffering
 from replay.failure import (
+    FLATTERING,
     MANY_PER_EVENT,
     FailureCount,
     count_failures,
@@ -28,7 +30,7 @@ from replay.observation import Observation, observe
 from replay.record import RequestRecord
 from replay.sample import FAILED, believed_tokens
 from replay.search import Verdict
-from replay.silence import stall_margin
+from replay.silence import STARVED_MOST, stall_margin, starvation_margin
 from replay.slo import Slo, SloResult
 from replay.steady import Steady
 from replay.void import LateWindow, client_fault
@@ -135,18 +137,30 @@ def measure(
     ended = _ended_inside(records, window)
     failures = count_failures(inside, exact_length=exact_length, weights=weights)
 
-    invalid = [*client_faults]
     too_late = client_fault(len(inside) + len(seen.void), len(seen.void), seen.late)
-    if too_late is not None:
-        invalid.append(too_late)
-    invalid += _gates(window, inside, None if finite else time, work, void=len(seen.void), exact_length=exact_length)
-    invalid += [count.sentence for count in failures if count.voids]
+    gate = _gate(window, None if finite else time)
+    invalid = [*client_faults, *(reason for reason in (too_late, gate) if reason is not None)]
+    # What flatters a server: less work than asked for, or more tokens counted than came. A miss in spite of it is one.
+    # So is a stall through which nobody could send anything.
+    doubts = [_short_work(work)] if exact_length else []
+    if not inside and not seen.void and window.seconds > 0:
+        doubts.append("no request was sent in the steady window")
+    doubts += [count.sentence for count in failures if count.voids and count.failure in FLATTERING]
     untrue = unbelievable_count(done)
-    if untrue is not None:
+    if untrue is not None and all(record.completion_tokens is None for record in done):
+        # Pieces of tokens are held against a server that counts nothing: it need not have missed.
         invalid.append(untrue)
+    else:
+        doubts.append(untrue)
+    unless_missed = [reason for reason in doubts if reason is not None]
+    invalid += [count.sentence for count in failures if count.voids and count.failure not in FLATTERING]
     if not slos and inside and all(record.outcome in FAILED for record in inside):
         invalid.append(f"all {len(inside)} requests failed, the first: {describe(inside[0])}")
-    results = tuple(_believed(slo, attain(slo, samples, seen.jobs, agents=seen.agents), invalid, seen) for slo in slos)
+    results = tuple(
+        _believed(slo, attain(slo, samples, seen.jobs, agents=seen.agents), invalid, unless_missed, seen)
+        for slo in slos
+    )
+    invalid += unless_missed
     invalid += [fault.reason for fault in seen.steady.unsteady]
     first = results[0] if results else None
     verdict: Verdict = first.verdict if first else "invalid" if invalid else "met"
@@ -203,56 +217,60 @@ def measure(
     )
 
 
-def _believed(slo: Slo, result: SloResult, invalid: Sequence[str], seen: Observation) -> SloResult:
+def _believed(
+    slo: Slo, result: SloResult, invalid: Sequence[str], unless_missed: Sequence[str], seen: Observation
+) -> SloResult:
     """The result of a trial that may be believed, or why it may not.
 
-    A level that misses while the server was getting worse has missed: more of the same would not have saved it. So has
-    one at which too many requests failed or the server stalled, whatever the percentiles are.
+    A level at which too many requests failed, the server stalled or agents starved has missed, whatever the percentiles
+    are. So has one that misses a limit while the server was getting worse: more of the same would not have saved it; or
+    in spite of what flatters the server (`unless_missed`): else it could have its bad trials done again.
     """
-    unsteady = [fault.reason for fault in seen.steady.unsteady]
-    worse = all(fault.direction == "worse" for fault in seen.steady.unsteady)
-    if invalid or result.verdict == "invalid" or (unsteady and not (worse and result.verdict == "missed")):
-        reasons = (*invalid, *unsteady) or result.reasons
-        return replace(result, verdict="invalid", margin=None, reasons=reasons, undecided_matters=False)
     failed = failed_requests(seen.requests)
     limit_s = min((term.limit for term in slo.terms if term.quantity == "ttft_s"), default=None)
     failing = failure_margin(len(failed), len(seen.requests))
     stalled = stall_margin(seen.stalls_s, seen.phase, limit_s=limit_s)
-    if result.verdict == "met" and failing is None and stalled is None:
+    starved = starvation_margin(seen.agent_silences_s, seen.phase, agents=len(seen.agents), limit_s=limit_s)
+    broken = [margin for margin in (failing, stalled, starved) if margin is not None]
+    unsteady = [fault.reason for fault in seen.steady.unsteady]
+    worse = all(fault.direction == "worse" for fault in seen.steady.unsteady)
+    if not broken and result.verdict != "missed":
+        invalid = (*invalid, *unless_missed)
+    if not broken and not (worse and result.verdict == "missed"):
+        invalid = (*invalid, *unsteady)
+    if invalid or (result.verdict == "invalid" and not broken):
+        reasons = tuple(invalid) or result.reasons
+        return replace(result, verdict="invalid", margin=None, reasons=reasons, undecided_matters=False)
+    if result.verdict == "met" and not broken:
         return result
-    reasons = (*result.reasons, *unsteady)
+    reasons = (*(result.reasons if result.verdict == "missed" else ()), *unsteady, *unless_missed)
     if stalled is not None:
         reasons = (*reasons, f"the server stalled: it sent nothing to anyone for up to {max(seen.stalls_s):.1f} s")
+    elif starved is not None:
+        share = math.exp(starved) * STARVED_MOST
+        reasons = (*reasons, f"agents were starved: for {share:.0%} of their time they waited and were sent nothing")
     if failed:
         count = f"{len(failed)} of {len(seen.requests)} requests failed"
         reasons = (*reasons, f"{count}, the first: {describe(failed[0])}")
-    margin = max(value for value in (result.margin, failing, stalled) if value is not None)
+    margin = max([*broken, *(() if result.margin is None else (result.margin,))])
     return replace(result, verdict="missed", margin=margin, reasons=reasons, undecided_matters=False)
 
 
-def _gates(
-    window: Window,
-    inside: Sequence[RequestRecord],
-    time: AgentTime | None,
-    work: TokenWork,
-    *,
-    void: int,
-    exact_length: bool,
-) -> list[str]:
+def _gate(window: Window, time: AgentTime | None) -> str | None:
     """Why the numbers may not be believed."""
     if window.seconds <= 0:
-        return ["the phase ended before settling did: nothing was measured"]
-    reasons = []
-    if not inside and not void:
-        reasons.append("no request was sent in the steady window")
+        return "the phase ended before settling did: nothing was measured"
     if time is not None and time.explained < EXPLAINED_LEAST:
-        reasons.append(
-            f"Little's law: {1 - time.explained:.1%} of the agents' time is neither a request nor a planned delay"
-        )
+        return f"Little's law: {1 - time.explained:.1%} of the agents' time is neither a request nor a planned delay"
+    return None
+
+
+def _short_work(work: TokenWork) -> str | None:
+    """Why a forced length was not: the server did less work."""
     shortfall = work.output_shortfall
-    if exact_length and shortfall is not None and shortfall > SHORTFALL_MOST:
-        reasons.append(f"the server produced {shortfall:.1%} fewer output tokens than the plan forces")
-    return reasons
+    if shortfall is None or shortfall <= SHORTFALL_MOST:
+        return None
+    return f"the server produced {shortfall:.1%} fewer output tokens than the plan forces"
 
 
 def _token_work(inside: Iterable[RequestRecord]) -> TokenWork:
@@ -323,6 +341,8 @@ def _notes(
             f"the server holds answers back: {share:.0%} of the time per token passes before the first one "
             f"(z = {seen.buffering.z:.1f}); every speed is that of the whole request"
         )
+    if seen.buffering.untested is not None and seen.buffering.answers:
+        notes.append(f"whether the server holds answers back was not tested: {seen.buffering.untested}")
     if seen.pace.tokens_per_event > MANY_PER_EVENT:
         notes.append(
             f"{seen.pace.tokens_per_event:.2f} tokens per content event: how many tokens came rests on the server's "

@@ -18,7 +18,7 @@ from replay.sample import (
     take_samples,
     whole_request_speeds,
 )
-from replay.silence import silences_s
+from replay.silence import silences_of_agents_s, silences_s
 from replay.steady import Steady, Stream, find_steady
 from replay.void import LateWindow, without_void
 from replay.window import Window, in_window
@@ -40,6 +40,7 @@ class Observation:
     pace: Pace
     longest_silence_s: float  # of the phase: nobody was sent anything while requests were in flight
     stalls_s: tuple[float, ...]  # silences while at least half of the agents waited. Like failures, never warm-up
+    agent_silences_s: tuple[float, ...]  # each agent's own, over the phase
 
     @property
     def window(self) -> Window:
@@ -83,6 +84,7 @@ def observe(
         pace=pace,
         longest_silence_s=max(silences_s(records, phase), default=0.0),
         stalls_s=tuple(silences_s(records, phase, waiting_least=max(2, math.ceil(len(agents) / 2)))),
+        agent_silences_s=tuple(silences_of_agents_s(records, phase)),
     )
 
 

@@ -297,7 +297,7 @@ def load_plan(path: Path) -> PlanFile:
         if isinstance(version, int) and version != PLAN_VERSION:
             raise ValueError(f"{path} has plan version {version}; this agentdyno reads version {PLAN_VERSION}")
         return msgspec.convert(value, PlanFile)
-    except msgspec.DecodeError as fault:
+    except (msgspec.DecodeError, RecursionError) as fault:
         raise ValueError(f"{path} is no plan of agentdyno: {fault}") from fault
 
 

@@ -218,14 +218,14 @@ class Questions:
         server = response.headers.get("server")
         status = response.status_code
         if status != 200:
-            error = error_message(response.content) or "no reason given"
+            error = self.caller.quoted(error_message(response.content) or "no reason given")
             return _Reply(status=status, answer=None, error=error, server=server)
         wire: Wire = response.extensions[WIRE]
         answer = read_answer(wire.reads)
         return _Reply(
             status=status,
             answer=answer if answer.events else None,
-            error=answer.error if answer.events else "no event stream",
+            error=self.caller.quoted(answer.error or "") or None if answer.events else "no event stream",
             server=server,
             body=response.content,
             wire=wire,
@@ -248,8 +248,13 @@ class Questions:
                 if plainer.sound:
                     return plainer
             self.refused = []
+        endpoint = self.caller.endpoint
+        if reply.status == 200 and reply.answer is None and reply.body.lstrip()[:1] != b"{":
+            raise EndpointError(
+                f"what listens at {endpoint.url} is no model server: it answers a chat completion with neither events "
+                "nor JSON; is that the base URL?"
+            )
         if reply.status != 200 or (reply.answer is not None and reply.answer.error is not None):
-            endpoint = self.caller.endpoint
             status = f" (HTTP {reply.status})" if reply.status not in (None, 200) else ""
             raise EndpointError(
                 f"the server at {endpoint.url} does not answer a chat completion{status}: {reply.error}; "

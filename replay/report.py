@@ -11,6 +11,7 @@ import jinja2
 import msgspec
 
 from capture.atomic import write_atomically
+from curate.words import printable_lines
 from replay import chart
 from replay.document import Document, Section
 from replay.judge import judge_run, read_score
@@ -56,7 +57,8 @@ def render(folder: RunFolder, form: Format = "html") -> str:
         differences=() if unfinished else tuple(str(difference) for difference in verify(folder)),
         unfinished=unfinished,
     )
-    return markdown(compose(source)) if form == "md" else page(compose(source))
+    document = compose(source)
+    return printable_lines(markdown(document) if form == "md" else page(document))
 
 
 def _seen(trial: Trial, contents: dict[str, Any]) -> Seen:

@@ -161,7 +161,7 @@ def _of_search(
     reference = reference_trial(judged, index, agents)
     interval = conclusion.interval
     goodput = reference.measure.slos[index].goodput_agents if reference is not None else None
-    fit_trials = set(conclusion.fit.trials) if conclusion.fit is not None and conclusion.outcome == "found" else set()
+    fit_trials = set(conclusion.fit.trials) if conclusion.fit is not None else set()
     basis = [item for item in judged if item.trial in fit_trials] or ([reference] if reference is not None else [])
     denominators = []
     if agents and basis and conclusion.outcome in ("found", "maximum"):

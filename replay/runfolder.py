@@ -98,6 +98,10 @@ SEEN = ("started_unix_us", "probe", "client_limit", "rules", "maximum_why")
 """Fields of run.json that are seen rather than asked, or follow from what was seen: a continued run keeps its first."""
 
 
+SERVER_KEPT = ("engine", "engine_version", "context_tokens", "vocabulary_tokens", "ignore_eos")
+"""What the probe must say again before a run is continued: trials of two servers are no one search."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
     """Paths of one run."""
@@ -158,7 +162,7 @@ class RunFolder:
             return msgspec.json.decode(self.canary_path.read_bytes(), type=CanaryPair)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, OSError) as error:
+        except (msgspec.DecodeError, RecursionError, OSError) as error:
             raise RunFault(f"{self.canary_path} is not readable: {error}") from error
 
     def inputs(self) -> RunInputs:
@@ -167,11 +171,14 @@ class RunFolder:
             raw = self.inputs_path.read_bytes()
             version = msgspec.json.decode(raw, type=_Version).version
             if version != RUN_VERSION:
-                raise RunFault(f"{self.inputs_path} has version {version}; this agentdyno reads version {RUN_VERSION}")
+                raise RunFault(
+                    f"{self.inputs_path} has version {version}; this agentdyno reads version {RUN_VERSION}: use the "
+                    "one that wrote it"
+                )
             return msgspec.json.decode(raw, type=RunInputs)
         except FileNotFoundError as error:
             raise RunFault(f"{self.inputs_path} is missing: {self.path} is no run folder") from error
-        except (msgspec.DecodeError, OSError) as error:
+        except (msgspec.DecodeError, RecursionError, OSError) as error:
             raise RunFault(f"{self.inputs_path} is not readable: {error}") from error
 
     def plan(self) -> PlanFile:
@@ -205,6 +212,13 @@ class RunFolder:
                 raise RunFault(
                     f"{self.path} was started with another {field.name} ({_short(old)}, now {_short(new)}): "
                     "give the same inputs, or name a new folder"
+                )
+        for name in SERVER_KEPT:
+            was, now = before.probe.get(name), asked.probe.get(name)
+            if was != now:
+                raise RunFault(
+                    f"{self.path} was started on a server with another {name} ({_short(was)}, now {_short(now)}): "
+                    "start that one again, or name a new folder"
                 )
         for number in self.trial_numbers():
             try:

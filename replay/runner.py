@@ -356,7 +356,7 @@ class _Request:
             end_at_ns=since_zero(end_at_ns),
             status=wire.status,
             outcome=self.outcome,
-            error=self.error,
+            error=None if self.error is None else self.runner.track.caller.quoted(self.error),
             reused_connection=wire.reused_connection,
             recorded_prompt_tokens=turn.recorded_prompt_tokens,
             planned_prompt_tokens=turn.planned_prompt_tokens,

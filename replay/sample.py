@@ -9,8 +9,8 @@
   the speed: the first gap after it began before it. An answer that came all at once has the speed of its whole
   request, so a server that holds an answer back does not look fast.
 - *End-to-end speed*: n / turn time. No way of buffering changes it.
-- n is what the server counts, but never more than a forced length, nor than one for each event or every three bytes
-  of content; where it counts nothing, content events stand in, each of which holds at least one token.
+- n is what the server counts, but never more than a forced length, nor than one for each content event or every three
+  bytes of content; where it counts nothing, content events stand in, up to one for every three bytes.
 - A request that failed breaks every limit: its times are infinite, its speeds 0.
 - A request still in flight at the end is right-censored: what is known of it is a bound.
 """
@@ -86,7 +86,7 @@ class Sample:
 class Pace:
     """How a trial's answers come, all together."""
 
-    tokens_per_event: float  # at least 1: for answers that the phase's end cut, or that nobody counted
+    tokens_per_event: float  # for answers that the phase's end cut; below 1 where a server cuts tokens into pieces
     gap_us: float  # the usual gap between content events: half of all streaming time is spent in longer ones; or 0
 
 
@@ -115,7 +115,7 @@ def find_pace(records: Iterable[RequestRecord], *, exact_length: bool) -> Pace:
             events += record.content_events
     reached = np.cumsum(time_in)
     usual_us = math.expm1(int(np.searchsorted(reached, reached[-1] / 2)) / 20) if reached[-1] > 0 else 0.0
-    return Pace(tokens_per_event=max(1.0, tokens / events) if events else 1.0, gap_us=usual_us)
+    return Pace(tokens_per_event=tokens / events if events else 1.0, gap_us=usual_us)
 
 
 def whole_request_speeds(samples: Iterable[Sample]) -> tuple[Sample, ...]:
@@ -140,14 +140,15 @@ def believed_tokens(record: RequestRecord, *, exact_length: bool) -> int:
 
 
 def most_tokens(record: RequestRecord) -> int:
-    """How many tokens an answer can hold by what came: one for every three bytes of content, or one for each event.
+    """How many tokens an answer can hold: one for every three bytes of its content, or one for each content event.
 
-    Tokens of the vocabularies in use are three bytes and more on average, over text, code and CJK alike; those without
-    a text, such as an end of turn that a forced length decodes past, come as an event of their own.
+    Tokens of the vocabularies in use are three bytes and more on average, over text, code and CJK alike. Those without
+    a text, such as an end of turn that a forced length decodes past, are not among them: they come after the last
+    content, so that its time says nothing of theirs.
     """
     if record.content_bytes is None:
         return record.bytes_down
-    return max(record.events, record.content_bytes // BYTES_PER_TOKEN)
+    return max(record.content_events, record.content_bytes // BYTES_PER_TOKEN)
 
 
 def first_burst_events(record: RequestRecord, pace: Pace) -> int:

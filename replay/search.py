@@ -347,7 +347,8 @@ def _judge(study: _Study, points: Sequence[Point], bottom: int, top: int, slo: i
     else:
         study.why = _no_answer(fit, points, bottom, top)
     if answered and fit is not None and fit.low and fit.high and study.outcome in ("found", "maximum"):
-        study.interval = (fit.low, fit.high)
+        if study.outcome == "found":  # the maximum is no root: the interval about the root need not hold it
+            study.interval = (fit.low, fit.high)
         if rules.certify:
             _certify(study, points, slo)
 

@@ -154,7 +154,10 @@ class CollectingTransport(httpx.AsyncBaseTransport):
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection to {at} in {limit_s:g} s (connect time-out)") from None
         except (OSError, ssl.SSLError) as error:
-            raise httpx.ConnectError(f"no connection to {at}: {error.strerror or error}") from error
+            said = str(error.strerror or error)
+            if not said:
+                said = "it was closed while TLS was set up" if secure else type(error).__name__
+            raise httpx.ConnectError(f"no connection to {at}: {said}") from error
         connection.open_connections, connection.all_closed = self._open, self._all_closed
         self._open[connection] = None
         self._all_closed.clear()

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 import polars
 
+from capture.atomic import write_atomically
 from curate.manifest import file_sha256
 from replay import drive as driving
 from replay import loop
@@ -205,24 +206,31 @@ def _partial(folder: Path) -> Path:
 def write_trial(trial: Trial, folder: Path) -> Trial:
     """Writes a trial's four files beside `folder` and renames them into place, so that a folder is whole or not there.
 
-    Returns the trial with the digests of its files.
+    Returns the trial with the digests of its files; raises TrialFault or OSError where the disk takes no more.
     """
     partial = _partial(folder)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    _records_frame(trial.records).write_parquet(partial / RECORDS)
-    _samples_frame(trial.samples).write_parquet(partial / POWER)
-    _server_frame(trial.server).write_parquet(partial / SERVER)
+    _write(_records_frame(trial.records), partial / RECORDS)
+    _write(_samples_frame(trial.samples), partial / POWER)
+    _write(_server_frame(trial.server), partial / SERVER)
     facts = dataclasses.replace(
         trial.facts,
         records_sha256=file_sha256(partial / RECORDS),
         power_sha256=file_sha256(partial / POWER),
         server_sha256=file_sha256(partial / SERVER),
     )
-    (partial / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
+    write_atomically(partial / FACTS, msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
     os.replace(partial, folder)  # noqa: PTH105 - Path.replace says less about a folder
     return dataclasses.replace(trial, facts=facts)
+
+
+def _write(frame: polars.DataFrame, path: Path) -> None:
+    try:
+        frame.write_parquet(path)
+    except (polars.exceptions.PolarsError, OSError) as error:  # polars says so of a full disk
+        raise TrialFault(f"{path} cannot be written: {error}") from error
 
 
 def read_facts(folder: Path) -> TrialFacts:
@@ -232,7 +240,7 @@ def read_facts(folder: Path) -> TrialFacts:
         facts = msgspec.json.decode(path.read_bytes(), type=TrialFacts)
     except FileNotFoundError as error:
         raise TrialFault(f"{path} is missing: the trial is not whole") from error
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, RecursionError, OSError) as error:
         raise TrialFault(f"{path} is not a trial of agentdyno: {error}") from error
     if facts.version != TRIAL_VERSION:
         raise TrialFault(f"{path} has version {facts.version}; this agentdyno reads version {TRIAL_VERSION}")

@@ -80,14 +80,22 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
         yield Difference(
             place=f"trials/{number}/trial.json: trial", stands=str(trial.facts.trial), should_be=str(number)
         )
+    try:
+        inputs, plan = folder.inputs(), folder.plan()
+    except RunFault:
+        return
+    protocol = inputs.protocol.for_agents(trial.facts.agents)
+    if trial.facts.protocol != protocol:
+        yield Difference(
+            place=f"trials/{number}/trial.json: protocol",
+            stands=_short(msgspec.to_builtins(trial.facts.protocol)),
+            should_be=_short(msgspec.to_builtins(protocol)),
+        )
     if trial.facts.requests != len(trial.records):
         yield Difference(
             place=f"trials/{number}: requests", stands=str(len(trial.records)), should_be=str(trial.facts.requests)
         )
-    try:
-        planned = {session.session_id for session in folder.plan().sessions}
-    except RunFault:
-        return
+    planned = {session.session_id for session in plan.sessions}
     strange = {record.session_id for record in trial.records} - planned
     for session_id in sorted(strange)[:1]:
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")

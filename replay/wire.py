@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import httpx
 
 CONNECT_TIMEOUT_S = 10.0
+MOST_KEPT_BYTES = 32 * 1024 * 1024
+"""Of an answer that is kept whole: a list of 100,000 models has 10 MB."""
+MOST_READ_BYTES = 256 * 1024 * 1024
+"""Of an answer that is read on its way: the longest that models give, an event for each token, is a fifth of it."""
 
 
 class Wire:
@@ -65,6 +69,12 @@ class Wire:
     def reads(self) -> list[tuple[int, bytes]]:
         """Body bytes that no reader was given, each with its time."""
         return list(zip(self.data_at_ns, self.data, strict=True))
+
+    @property
+    def most_bytes(self) -> int:
+        """How long the answer may be, framing included: a server must not fill our memory."""
+        is_read = self.reader is not None and self.status == 200
+        return MOST_READ_BYTES if is_read else MOST_KEPT_BYTES
 
     def hand_over(self, most: int | None = None) -> None:
         """Give the reader what has come, at most so many pieces, and forget them."""

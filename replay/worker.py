@@ -291,8 +291,9 @@ class _AloneError(Exception):
     """Whoever started us is gone."""
 
 
-async def serve(job_path: Path, worker: int, out: int) -> None:
-    """Be one worker process: take words on stdin, say words on the descriptor `out`, until stdin ends."""
+async def serve(job_file: int, worker: int, out: int) -> None:
+    """Be one worker process: read the job from the descriptor `job_file`, take words on stdin, say words on the
+    descriptor `out`, until stdin ends."""
     encode = msgspec.json.Encoder().encode
 
     def say(word: Word) -> None:
@@ -304,8 +305,8 @@ async def serve(job_path: Path, worker: int, out: int) -> None:
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    with job_path.open("rb") as file:
-        job: Job = pickle.load(file)  # noqa: S301 - our parent wrote it, into a folder of ours
+    with os.fdopen(job_file, "rb") as file:
+        job: Job = pickle.load(file)  # noqa: S301 - our parent wrote it, and gave it to us open
     try:
         async with job.endpoint.connect() as caller:
             with quiet_memory(), Agents(job, worker, caller) as agents:
@@ -337,14 +338,14 @@ async def serve(job_path: Path, worker: int, out: int) -> None:
 
 
 def main() -> None:
-    """Run as `python -m replay.worker JOB WORKER`."""
+    """Run as `python -m replay.worker DESCRIPTOR WORKER`."""
     from replay import loop
     from replay.worker import serve  # not this module's, which is named __main__: the job's classes are that one's
 
     # What anybody prints must not come between the words.
     out = os.dup(1)
     os.dup2(2, 1)
-    loop.run(serve(Path(sys.argv[1]), int(sys.argv[2]), out))
+    loop.run(serve(int(sys.argv[1]), int(sys.argv[2]), out))
 
 
 if __name__ == "__main__":

@@ -120,12 +120,13 @@ class SimulatedDriver:
     watts: float = 1400.0
     canaries: list[Any] = dataclasses.field(default_factory=list)  # handed out in turn
     limit: int | None = None
+    report: ProbeReport = REPORT
     before_trial: Callable[[TrialOrder], None] = lambda _: None
     orders: list[TrialOrder] = dataclasses.field(default_factory=list)
     restarts: int = 0
 
     def probe(self) -> ProbeReport:
-        return REPORT
+        return self.report
 
     def client_limit(self, *, tok_s: float, prompt_bytes: int, most: int) -> SelfTest | None:
         if self.limit is None:

@@ -114,6 +114,7 @@ def test_events_of_one_read_have_no_gap() -> None:
         ([ROLE, b"data: <html>502</html>\n\n", *PLAIN[1:]], True, "event 2 is not a chunk of a completion: <html>502"),
         ([b'data: {"choices": [{"delta": {"content": 5}}]}\n\n', DONE], True, "event 1 is not a chunk"),
         ([b"data: \xff\xfe\n\n", DONE], True, "event 1 is not a chunk"),
+        ([b'data: {"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n", DONE], True, "event 1 is not a chunk"),
         ([b"<html>nothing like an event stream</html>"], False, None),
         ([], False, None),
         ([b": keep-alive\n\n", *PLAIN], True, None),
@@ -124,7 +125,7 @@ def test_events_of_one_read_have_no_gap() -> None:
     ],
     ids=[
         "no [DONE]", "no finish reason", "neither", "error event", "error as text", "named error", "null error",
-        "garbage", "wrong type", "not UTF-8", "not a stream", "empty", "comments", "other fields",
+        "garbage", "wrong type", "not UTF-8", "nested", "not a stream", "empty", "comments", "other fields",
         "[DONE] unterminated", "last event unterminated", "cut in an event",
     ],
 )  # fmt: skip
@@ -191,6 +192,8 @@ def test_garbage_never_raises(parts: list[bytes]) -> None:
         (b"<h1>Bad\nGateway</h1>", "<h1>Bad Gateway</h1>"),
         (b'{"status": "no"}', '{"status": "no"}'),
         (b"\xff\xfe", "\ufffd\ufffd"),
+        ("\x1b[31mno\x1b[0m \x9b2J \u202eyes".encode(), "[31mno [0m 2J yes"),
+        (b"[" * 100_000, "[" * (MOST_CHARACTERS_OF_AN_ERROR - 1) + "…"),
         (b"  ", None),
     ],
 )

@@ -144,6 +144,7 @@ def of_unverified(a: Path, b: Path) -> Comparison:
         (lambda score: score["canary"].update(reasons=["it shifted"]), "shifted: it shifted"),
         (lambda score: score["trials"][0].update(cross_warming=["warm"]), "plays warmed each other in trial 1"),
         (lambda score: score.update(kind="run"), "is a single trial"),
+        (lambda score: score["system"].update(speculation="ngram"), "speculates on synthetic text"),
     ],
 )
 def test_what_is_unlike_is_not_compared(
@@ -188,6 +189,13 @@ def test_a_server_that_answers_otherwise_is_not_compared_unless_its_weights_are_
             score_of(tmp_path / name / weights, SimulatedDriver(canaries=[canary(words), canary(words)]), system=system)
     found = of(tmp_path / "a" / "trained", tmp_path / "b" / "trained")
     assert any("differs from that of" in reason for reason in found.reasons), found.reasons
+    able = canary("two three five")
+    tools = dataclasses.replace(able.servers[0].tools, sound=3)
+    able = dataclasses.replace(able, servers=(dataclasses.replace(able.servers[0], tools=tools),))
+    score_of(tmp_path / "able", SimulatedDriver(canaries=[able, able]), system=SYSTEM)
+    worse, better = tmp_path / "a" / "trained", tmp_path / "able"
+    for found in (of(worse, better), of(better, worse)):  # whichever stands first
+        assert any(f"canary of {worse} differs" in reason for reason in found.reasons), found.reasons
     found = of(tmp_path / "a" / "made-up", tmp_path / "b" / "made-up")
     assert found.comparable
     assert any("cannot be asked" in note for note in found.notes)

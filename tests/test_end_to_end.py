@@ -18,7 +18,10 @@ import polars
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RULES = ["--context-scale", "0.0625", "--length", "capped:32", "--tool-delay", "capped:0.1", "--unsplit-delay", "capped:0.1"]
+RULES = [
+    *("--context-scale", "0.0625", "--length", "capped:32"),
+    *("--tool-delay", "capped:0.1", "--unsplit-delay", "capped:0.1"),
+]
 
 
 def agentdyno(*arguments: str | Path) -> str:

@@ -17,6 +17,7 @@ import pytest
 from replay.drive import drive
 from replay.endpoint import Endpoint, EndpointError
 from replay.loop import run
+from replay.probe import probe
 from replay.proxy import Proxy
 from replay.transport import CollectingTransport
 from replay.wire import Timeouts, Wire
@@ -127,6 +128,34 @@ def test_endpoints_that_are_none(options: dict[str, object], words: str) -> None
     with pytest.raises(EndpointError, match=words) as fault:
         Endpoint(**{"urls": "http://h", "model": "m", **options})  # type: ignore[arg-type]
     assert "secret" not in str(fault.value)
+
+
+@pytest.mark.parametrize("in_stream", [False, True], ids=["refusal", "error event"])
+def test_a_key_that_a_server_repeats_is_neither_kept_nor_printed(
+    in_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-0123456789")
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            key = next(line for line in head.splitlines() if line.startswith("authorization"))
+            body = f'data: {{"error": "no {key}"}}\n\n' if in_stream else f'{{"error": "no {key}"}}'
+            status = 200 if in_stream and "POST" in head else 500
+            writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        endpoint = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m", "SOME_KEY")
+        try:
+            result = await drive(HandPlan({"s": HandScript(chain(1))}), endpoint, agents=1, protocol=WHOLE)
+            assert result.records[0].error == "no authorization: Bearer [credential]"
+            with pytest.raises(EndpointError, match=r"no authorization: Bearer \[credential\]"):
+                await probe(endpoint)
+        finally:
+            server.close()
+
+    run(main())
 
 
 # -- proxies

@@ -135,10 +135,29 @@ def test_nobody_there() -> None:
         run(probe(Endpoint("http://127.0.0.1:9/v1/", "m")))
 
 
-def test_not_a_model_server() -> None:
+def whole(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+
+
+LONG_NAMES = json.dumps({"data": [{"id": "\x1b[2J" + "x" * 5000} for _ in range(20)]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"220 mail.example ESMTP\r\n", "is not an HTTP model server"),
+        (whole(b"<html>welcome</html>"), "is no model server: .* neither events nor JSON"),
+        (whole(b"[" * 100_000), "is no model server"),
+        (whole(LONG_NAMES), r"has no model 'm': it has '\\x1b\[2Jx{96}', "),
+    ],
+    ids=["not HTTP", "a web page", "nested", "hostile names"],
+)
+def test_not_a_model_server(said: bytes, words: str) -> None:
     async def main() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"220 mail.example ESMTP\r\n")
+            if said.startswith(b"HTTP"):
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -147,8 +166,9 @@ def test_not_a_model_server() -> None:
         finally:
             server.close()
 
-    with pytest.raises(EndpointError, match="is not an HTTP model server"):
+    with pytest.raises(EndpointError, match=words) as fault:
         run(main())
+    assert len(str(fault.value)) < 2000
 
 
 @pytest.mark.parametrize(
@@ -178,6 +198,14 @@ def test_a_key_is_named_never_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-123")
     assert "sk-123" not in repr(endpoint)
     assert endpoint.key() == "sk-123"
+
+
+@pytest.mark.parametrize("key", ["sk-123\r\nx-other: 1", "sk-123\n", " sk-123", "sk-é123", "sk-\x00123"])
+def test_a_key_that_no_header_can_carry_is_refused_unquoted(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"SOME_KEY": key})
+    with pytest.raises(EndpointError, match="SOME_KEY holds no key") as fault:
+        Endpoint("http://h", "m", "SOME_KEY").connect()
+    assert "123" not in str(fault.value)
 
 
 # -- engines, by their pages

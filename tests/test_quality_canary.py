@@ -42,6 +42,9 @@ class Scripted:
         self.script = script
         self.asked: list[tuple[str, dict[str, Any], int]] = []
 
+    def quoted(self, text: str) -> str:
+        return text
+
     async def post(self, path: str, body: bytes, *, timeout_s: float, server: int = 0) -> httpx.Response:
         assert timeout_s <= (60 if path == "/v1/completions" else 12)
         asked = json.loads(body)

@@ -198,6 +198,14 @@ def test_text_from_a_server_or_a_file_stays_text() -> None:
 def test_a_real_folder_is_reported_and_its_changed_number_is_named(tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path / "first")
     run(simulated_request(folder.path), sessions, driver=SimulatedDriver())
+    score = json.loads(folder.score_path.read_bytes())
+    untouched = folder.score_path.read_bytes()
+    score["endpoint"]["model"] = score["labels"][0] = "\x1b]0;owned\x07 \x9b2J \u202e"
+    folder.score_path.write_text(json.dumps(score))
+    for form in ("html", "md"):
+        assert not set(render(folder, form)) & set("\x1b\x07\x9b\u202e")  # type: ignore[arg-type]
+    folder.score_path.write_bytes(untouched)
+
     path = write_report(folder)
     assert path == folder.path / "report.html"
     text = Reader(path.read_text()).text
@@ -283,11 +291,12 @@ def test_a_long_run_shows_where_it_is(terminal: bool) -> None:
         watts=5120.0,
     )
     with LiveWatcher(console, clock=lambda: float(next(clock))) as watcher:
-        watcher.say("planning")
+        watcher.say("planning \x9b2J")
         watcher.trial_begins(TrialOrder(trial=7, agents=26, purpose="confirm", draw=2), protocol)
         watcher.progress(progress)
     said = out.getvalue()
     assert "planning" in said
+    assert "\x9b" not in said
     for words in ("trial 7 · 26 agents · confirming around the answer", "measured 30 of 60 s", "speed P25 21.4 tok/s"):
         assert (words in said) == terminal
     assert ("first token P95 3.2 s · 5,120 W · 20 in flight" in said) == terminal

@@ -18,6 +18,7 @@ from capture.trajectory import Trajectory
 from replay.canary import CanaryResult, FreeAnswer, Greedy, LogProbability, ServerCanary, ToolCalls
 from replay.delay import DelayPolicy
 from replay.endpoint import Endpoint
+from replay.judge import judge_trials, score_json
 from replay.protocol import CLASSES, FULL, QUICK, SCREEN, STANDARD, protocol_of, strictest
 from replay.request import PlanRules
 from replay.restart import command_words, restart
@@ -119,6 +120,29 @@ def test_labels_say_what_changes_the_meaning(score: dict[str, Any]) -> None:
     ):
         assert words in labels
     assert "precision" in score["undisclosed"]
+
+
+def test_labels_are_of_every_trial_that_the_number_rests_on(finished: Path, score: dict[str, Any]) -> None:
+    """Not only of the one that is shown: one trial of the fit without power leaves nothing per megawatt."""
+    folder = RunFolder(path=finished)
+    result = score["results"][0]
+    other = next(number for number in result["search"]["fit"]["trials"] if number != result["reference_trial"])
+    judged = [
+        dataclasses.replace(
+            item,
+            cross_warming=("a play was warm",),
+            power=tuple(
+                dataclasses.replace(total, valid=False, power_w=None, reasons=("GPU-0: lost",)) for total in item.power
+            ),
+        )
+        if item.trial == other
+        else item
+        for item in judge_trials(folder)
+    ]
+    found = score_json(folder, folder.inputs(), folder.plan(), judged)
+    assert [row["per"] for row in found["results"][0]["denominators"]] == ["accelerator"]
+    assert "no declared power: GPU-0: lost" in found["labels"]
+    assert f"cross-warming in trial {other}: a play was warm" in found["labels"]
 
 
 def test_labels_of_a_system_that_speculates_on_synthetic_text(tmp_path: Path) -> None:
@@ -316,6 +340,10 @@ def test_a_resumed_run_must_be_asked_the_same(finished: Path, tmp_path: Path) ->
     ):
         with pytest.raises(RunFault, match=says):
             score_of(half, resume=True, **changes)
+    upgraded = SimulatedDriver()
+    upgraded.report = dataclasses.replace(upgraded.report, engine_version="2")
+    with pytest.raises(RunFault, match="a server with another engine_version"):
+        score_of(half, upgraded, resume=True)
     text = (half / "run.json").read_text()
     (half / "run.json").write_text(text.replace('"version": 2', '"version": 1'))
     with pytest.raises(RunFault, match="has version 1; this agentdyno reads version 2"):

@@ -185,7 +185,7 @@ def test_bad_input_is_one_sentence(dataset: Path, level: Path, tmp_path: Path) -
         refused(2, "the plan is empty", *search, "--context-limit", 5)
         refused(3, "has no model 'other'", "score", dataset, "--url", url, "--model", "other", *search[4:][2:])
         refused(3, "is not set", *search, "--key-env", "AGENTDYNO_TEST_NO_SUCH_KEY")
-        refused(3, "a URL is named twice", *search, "--url", url)
+        refused(2, "a URL is named twice", *search, "--url", url)
         refused(2, "is not a command", *search, "--restart-cmd", "'open")
         refused(2, "--slo is settled by --against", *search, "--against", finished)
         refused(2, "--length is settled by --against", "score", *common, "--against", finished)

@@ -384,10 +384,12 @@ def test_whatever_trials_say_a_search_stays_in_bounds_ends_and_never_repeats_a_d
     for end in step.conclusions:
         assert end.why
         assert (end.certified is None) == (end.certified_why_not is not None)
-        assert (end.interval is None) or end.outcome in ("found", "maximum")
+        assert (end.interval is not None) == (end.outcome == "found")
         if end.certified is not None:
-            assert end.interval is not None
-            assert 1 <= end.certified <= min(end.interval[0] + 1e-6, maximum)
+            assert end.outcome in ("found", "maximum")
+            assert end.fit is not None
+            assert end.fit.low is not None
+            assert 1 <= end.certified <= min(end.fit.low + 1e-6, maximum)
     cut = data.draw(st.integers(0, len(history)))
     again = next_step(history[:cut], slos, asked)
     if cut < len(history):

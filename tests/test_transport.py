@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -169,6 +170,40 @@ def test_a_broken_answer_is_an_error_that_keeps_its_facts(run, answer: bytes, wo
             assert wire.bytes_down() in (26, 29)
 
     run(main())
+
+
+@pytest.mark.parametrize("endless", [b"x: %b\r\n" % (b"y" * 60_000), b"\r\n" + b"x" * 60_000], ids=["head", "body"])
+def test_an_answer_without_an_end_does_not_fill_the_memory(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replay.wire.MOST_KEPT_BYTES", 2 * 1024**2)
+    sent = 0
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\n")
+            with contextlib.suppress(ConnectionError):
+                while sent < 64 * 1024**2:
+                    writer.write(endless)
+                    await writer.drain()
+                    sent += len(endless)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with client() as http:
+            with pytest.raises(httpx.RemoteProtocolError, match="given up after 2 MB"):
+                await http.get(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        server.close()
+
+    uvloop.run(main())
+    assert sent < 32 * 1024**2  # what our buffers and the kernel's took before the close
+
+
+def test_an_answer_that_is_read_on_its_way_may_be_longer() -> None:
+    reading = Wire(lambda _: None)
+    assert reading.most_bytes == Wire().most_bytes  # of a head or a refusal
+    reading.status = 200
+    assert reading.most_bytes > Wire().most_bytes
 
 
 def test_times_agree_with_the_servers_log(run) -> None:

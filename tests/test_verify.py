@@ -189,6 +189,13 @@ def sign_again(folder: Path, name: str) -> None:
     alter_json(folder / "score.json", lambda score: score["files"].update({name: digest}))
 
 
+def test_a_trial_under_another_protocol_shows_even_with_new_digests(copy: Path) -> None:
+    place = "trials/2/trial.json"
+    alter_json(copy / place, lambda facts: facts["protocol"].update(min_measure_s=1.0))
+    sign_again(copy, place)
+    assert f"{place}: protocol" in places(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -251,6 +258,15 @@ def test_a_file_that_is_no_longer_readable_is_named(copy: Path) -> None:
     path = copy / "trials" / "1" / "records.parquet"
     path.write_bytes(path.read_bytes()[:-200])
     assert places(copy)[0] == "trials/1/records.parquet"
+    for name in ("score.json", "run.json", "plan.json", "trials/1/trial.json"):
+        good = (copy / name).read_bytes()
+        (copy / name).write_text('{"version": 2, "x": ' + "[" * 100_000)
+        if name != "score.json":
+            sign_again(copy, name)
+        done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
+        assert done.exit_code in (1, 3)
+        assert isinstance(done.exception, SystemExit), name  # no RecursionError
+        (copy / name).write_bytes(good)
     (copy / "score.json").write_text("{")
     done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
     assert done.exit_code == 3

@@ -9,19 +9,25 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import polars
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture.atomic import write_atomically
 from replay import crew as crew_module
+from replay import trial
+from replay.crew import Crew
 from replay.drive import Drive, drive
 from replay.endpoint import Endpoint
 from replay.health import HealthWatch, merge_health
 from replay.loop import run
 from replay.record import RequestRecord
 from replay.spool import Spool, read_spool
+from replay.trial import TrialFault
 from tests.fake_server import FakeServer, serving
 from tests.test_drive import SHORT, WHOLE, HandPlan, HandScript, chain, plan, play_it
 
@@ -113,6 +119,33 @@ def test_a_crew_that_is_interrupted_keeps_its_records() -> None:
     assert result.health.fault is None
 
 
+def test_the_plan_is_its_owners_alone_and_gone_once_the_workers_run(tmp_path: Path) -> None:
+    path, seen = tmp_path / "job.pickle", []
+    path.write_bytes(b"left by a client that was killed")
+    path.chmod(0o666)
+    start = crew_module._start
+
+    async def look(job: int, number: int) -> asyncio.subprocess.Process:
+        seen.append(os.fstat(job).st_mode & 0o777)
+        return await start(job, number)
+
+    with pytest.MonkeyPatch.context() as patch, serving(ttft_ms=5, itl_ms=1) as server:
+        patch.setattr(crew_module, "_start", look)
+        patch.setattr(crew_module.Crew, "_all_ready", not_there(path, crew_module.Crew._all_ready))
+        result = play_it(server, HandPlan({"s": HandScript(chain(1)), "t": HandScript(chain(1))}), agents=2,
+                         protocol=WHOLE, workers=2, folder=tmp_path)  # fmt: skip
+    assert seen == [0o600, 0o600]
+    assert len(result.records) == 2
+
+
+def not_there(path: Path, ready: Callable[[Crew], Awaitable[None]]) -> Callable[[Crew], Awaitable[None]]:
+    def all_ready(crew: Crew) -> Awaitable[None]:
+        assert not path.exists()
+        return ready(crew)
+
+    return all_ready
+
+
 def test_a_plan_at_fault_is_named_across_processes() -> None:
     broken = HandPlan({"s": HandScript(chain(3), broken_at=1), "t": HandScript(chain(3))}, once=False)
     with serving() as server, pytest.raises(ValueError, match="request 1 has no text"):
@@ -121,7 +154,7 @@ def test_a_plan_at_fault_is_named_across_processes() -> None:
 
 
 def test_workers_that_do_not_start_are_an_environment_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(job: Path, number: int) -> asyncio.subprocess.Process:
+    async def broken(job: int, number: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *("sh", "-c", "exit 7"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -169,6 +202,16 @@ def test_a_disk_that_is_full_ends_the_trial(tmp_path: Path) -> None:
     with serving() as server, pytest.raises(OSError, match="No space left") as fault:
         play_it(server, plan(*chain(3)), folder=tmp_path)
     assert "records.0.spool" in str(fault.value)
+
+
+def test_a_disk_that_is_full_at_the_end_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(TrialFault, match=r"/dev/full cannot be written: .*No space left"):
+        trial._write(polars.DataFrame({"a": list(range(100_000))}), Path("/dev/full"))
+    open_file = os.open
+    monkeypatch.setattr("os.open", lambda *_: open_file("/dev/full", os.O_WRONLY))
+    with pytest.raises(OSError, match="No space left") as fault:
+        write_atomically(tmp_path / "plan.json", b"x")
+    assert fault.value.filename == str(tmp_path / "plan.json")
 
 
 def a_record() -> RequestRecord:

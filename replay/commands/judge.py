@@ -11,6 +11,7 @@ from capture.fault import EnvironmentFault
 from replay.commands.shared import (
     FOLDER,
     plain_faults,
+    print_text,
 )
 
 
@@ -38,7 +39,7 @@ def verify(run_folder: Path, as_json: bool) -> None:
         click.echo(json.dumps([dataclasses.asdict(difference) for difference in differences], indent=1))
     elif differences:
         for difference in differences[:10]:
-            click.echo(str(difference))
+            print_text(str(difference))
         if len(differences) > 10:
             click.echo(f"… and {len(differences) - 10} more")
         click.echo(f"{run_folder}: {len(differences)} differences: the score does not follow from these files")

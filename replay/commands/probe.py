@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replay.commands.shared import FILE, FOLDER, endpoint_of, plain_faults, server_options
+from replay.commands.shared import FILE, FOLDER, endpoint_of, plain_faults, print_text, server_options
 
 if TYPE_CHECKING:
     from replay.fitting import Fitting
@@ -58,7 +58,7 @@ def probe(
     else:
         from replay.fitting import fitting_lines
 
-        click.echo("\n".join(probe_lines(report) + ([] if found is None else fitting_lines(found))))
+        print_text("\n".join(probe_lines(report) + ([] if found is None else fitting_lines(found))))
     if write is not None:
         click.echo(f"wrote {write}: check it and fill in what is missing", err=True)
 

@@ -84,7 +84,8 @@ def _list_presets(context: click.Context, _: click.Parameter, value: tuple[str, 
     "--against",
     type=FOLDER,
     metavar="RUN",
-    help="Take seed, rules, service levels and class of RUN, run trials in the other order, and compare at the end.",
+    help="Take seed, rules, service levels and class of RUN, run trials in the other order, and compare at the end; "
+    "with --json as the key `comparison`.",
 )
 @click.option(
     "--match", "match_file", type=FILE, help="What `curate match --json` printed of the dataset; stands in the result."
@@ -117,7 +118,7 @@ def score(
     """Search the largest number of agents that a server sustains within a service level.
 
     Doubles until a level misses, closes in, then confirms around the answer and fits a line: the result has an
-    interval. Exit code 1 where not even one agent passes, or the data gives no answer.
+    interval. Exit code 1 where not even one agent passes, the data gives no answer, or --against does not compare.
 
     \b
     agentdyno replay score my-dataset --url http://127.0.0.1:8000 --model m --slo aa-shape-2026-07/20 \\

@@ -26,6 +26,7 @@ LONGEST_S = 86_400.0
 def plain_faults() -> Iterator[None]:
     """Turns the library's faults into one sentence: what was asked wrongly exits 2, what is missing or broken 3."""
     from curate.manifest import DatasetFault
+    from curate.words import printable
     from replay.endpoint import EndpointError
     from replay.power.source import PowerFault
     from replay.trial import TrialFault
@@ -39,7 +40,14 @@ def plain_faults() -> Iterator[None]:
     except OSError as fault:
         raise EnvironmentFault(f"{fault.filename or 'a file'}: {fault.strerror or fault}") from fault
     except ValueError as fault:
-        raise click.UsageError(str(fault)) from fault
+        raise click.UsageError(printable(str(fault))) from fault
+
+
+def print_text(text: str) -> None:
+    """Prints lines that may quote a server or a run folder: nothing in them is an order to a terminal."""
+    from curate.words import printable_lines
+
+    click.echo(printable_lines(text))
 
 
 def _choose(options: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -173,11 +181,14 @@ meter_options = _choose(
 
 
 def endpoint_of(options: dict[str, Any]) -> Endpoint:
-    """The endpoint that the server options name, which are taken out; raises EndpointError."""
-    from replay.endpoint import Endpoint
+    """The endpoint that the server options name, which are taken out; raises UsageError."""
+    from replay.endpoint import Endpoint, EndpointError
 
     names = ("urls", "model", "key_env", "affinity_headers", "proxy", "proxy_key_env")
-    return Endpoint(**{name: options.pop(name) for name in names})
+    try:
+        return Endpoint(**{name: options.pop(name) for name in names})
+    except EndpointError as fault:  # nothing was asked yet: it is the words that are wrong
+        raise click.UsageError(str(fault)) from fault
 
 
 def plan_rules(options: dict[str, Any], *, once: bool) -> PlanRules:
@@ -233,7 +244,7 @@ def run_and_print(
         value = score if found is None else {**score, "comparison": msgspec.to_builtins(found)}
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
     else:
-        click.echo("\n".join(summary_lines(score)))
+        print_text("\n".join(summary_lines(score)))
         if found is not None:
             print_comparison(found)
     if found is not None and not found.comparable:
@@ -258,6 +269,6 @@ def print_comparison(found: Comparison, *, as_json: bool = False, markdown: bool
         value = {**msgspec.to_builtins(found), "comparable": found.comparable}
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
     elif markdown:
-        click.echo(comparison_markdown(found), nl=False)
+        print_text(comparison_markdown(found).removesuffix("\n"))
     else:
-        click.echo("\n".join(comparison_lines(found)))
+        print_text("\n".join(comparison_lines(found)))
