@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 DATA = Path(__file__).parent / "data"
 
@@ -18,6 +19,11 @@ def weka_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(DATA / "weka-traces.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+# An example that a busy machine held up for a moment is no finding.
+settings.register_profile("agentdyno", deadline=None)
+settings.load_profile("agentdyno")
 
 
 def pytest_configure(config: pytest.Config) -> None:
