@@ -251,6 +251,8 @@ def aiperf_once(command: Path, url: str, model: str, tokenizer: Path, files: Pat
         *("--random-seed", "1", "--output-artifact-dir", str(out), "--no-gpu-telemetry", "--no-server-metrics"),
         *("--ui", "none", "--export-level", "records", "--dataset-sampling-strategy", "sequential"),
         *("--request-count", str(requests)),  # it would stop after ten
+        # llama.cpp announces keep-alive and closes after each stream, which AIPerf counts as failed requests.
+        *("--connection-reuse-strategy", "never"),
     ]
 
     # It resolves a folder as a tokenizer only where the hub is not declared to be offline.
@@ -260,7 +262,11 @@ def aiperf_once(command: Path, url: str, model: str, tokenizer: Path, files: Pat
     records = out / "profile_export.jsonl"
     if done.returncode or not records.exists():
         raise SystemExit(f"aiperf: exit {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
-    return [_of_aiperf(json.loads(line)["metrics"]) for line in records.read_text().splitlines()]
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    failed = [line for line in lines if line.get("error")]
+    if failed:
+        raise SystemExit(f"{len(failed)} of AIPerf's requests failed, the first: {failed[0]['error']}")
+    return [_of_aiperf(line["metrics"]) for line in lines]
 
 
 def _of_aiperf(metrics: dict[str, Any]) -> Seen:
