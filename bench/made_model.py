@@ -14,9 +14,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
-from replay.engine.model import BEGIN, CHAT_TEMPLATE, END, PAD, PRESETS, SEED, VOCABULARY, Shape, ensure_model
+from replay.engine.model import (
+    BEGIN,
+    CHAT_TEMPLATE,
+    END,
+    PAD,
+    PRESETS,
+    SEED,
+    VOCABULARY,
+    Shape,
+    ensure_model,
+    silent_ids,
+)
 
 CONTEXT = 32_768
 
@@ -69,22 +80,12 @@ def write_model(preset: str, folder: Path) -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    _write_tensors(scratch / "model.safetensors", _tensors(shape, _silent(tokenizer)))
+    _write_tensors(scratch / "model.safetensors", _tensors(shape, silent_ids(tokenizer)))
     scratch.rename(folder)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def _silent(tokenizer: Tokenizer) -> NDArray[np.bool_]:
-    """Ids that the model must never pick: special ones, and pieces that are no plain text."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    plain = {sign for sign in pre_tokenizers.ByteLevel.alphabet() if "!" <= sign <= "~"} | {"Ġ"}
-    silent = np.ones(VOCABULARY, dtype=bool)
-    for text, token_id in tokenizer.get_vocab().items():
-        silent[token_id] = text in added or len(text) < 2 or not text.strip("Ġ") or not plain.issuperset(text)
-    return silent
 
 
 def _tensors(shape: Shape, silent: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from replay.sample import Sample
+from replay.slope import theil_sen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +82,9 @@ def find_buffering(samples: Sequence[Sample]) -> Buffering:
     tokens = np.array([item[1] for item in known], dtype=float)
     controls = _controls([item[0] for item in known])
     free_tokens = _residual(tokens, controls)
-    first, z = _theil_sen(free_tokens, _residual(_winsorised([item[2] for item in known]), controls))
-    turn, _ = _theil_sen(free_tokens, _residual(_winsorised([item[3] for item in known]), controls))
+    first, count, variance = theil_sen(free_tokens, _residual(_winsorised([item[2] for item in known]), controls))
+    z = count / math.sqrt(variance)
+    turn, _, _ = theil_sen(free_tokens, _residual(_winsorised([item[3] for item in known]), controls))
     return Buffering(answers=len(known), ttft_s_per_token=first, turn_s_per_token=turn, z=z)
 
 
@@ -116,17 +118,3 @@ def _winsorised(values: Sequence[float]) -> np.ndarray[Any, Any]:
     low, high = np.quantile(array, (0.02, 0.98))
     drawn: np.ndarray[Any, Any] = np.clip(array, low, high)
     return drawn
-
-
-def _theil_sen(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The median slope over all pairs, and Kendall's z."""
-    import numpy as np
-
-    count = len(x)
-    i, j = np.triu_indices(count, 1)
-    dx, dy = x[j] - x[i], y[j] - y[i]
-    apart = np.abs(dx) > 1e-9 * (1 + np.abs(x).max())
-    slope = float(np.median(dy[apart] / dx[apart])) if apart.any() else 0.0
-    concordance = float(np.sign(dx[apart] * dy[apart]).sum())
-    variance = count * (count - 1) * (2 * count + 5) / 18
-    return slope, concordance / math.sqrt(variance)

@@ -1,13 +1,6 @@
 """Two scores side by side: may they be compared, what differs between them, and which one is better.
 
-A ratio is the quotient of two roots, each with Fieller's interval. In logarithms it is a difference, and its limits
-follow from the limits of its two parts, each side by its own (Zou & Donner, "Construction of confidence limits about
-effect measures: a general approach", Statistics in Medicine 27 (2008) 1693):
-
-    d = ln N_B − ln N_A
-    low  = d − sqrt((ln N_B − ln low_B)² + (ln high_A − ln N_A)²)
-    high = d + sqrt((ln high_B − ln N_B)² + (ln N_A − ln low_A)²)
-
+A ratio is the quotient of two roots, each with Fieller's interval; `replay.ratio` has the formula of its limits.
 Per megawatt the relative expanded (k = 2) uncertainty of both powers is added under both roots. Sensors of one model
 err alike: where both sides were read by the same model of accelerator, that common gain cancels and is left out.
 """
@@ -25,6 +18,7 @@ from replay.canary import compare_canaries
 from replay.judge import read_score
 from replay.labels import speculates, synthetic_sessions
 from replay.plan import PlanFile
+from replay.ratio import Estimate, ratio_limits
 from replay.record import RequestRecord
 from replay.runfolder import RunFolder
 from replay.system import System, system_from_json
@@ -300,8 +294,8 @@ def _ratio(
     value = value_b / value_a if value_a and value_b else None
     low = high = None
     if why_not is None and value is not None:
-        of_a, of_b = ({"agents": side["agents"], **side["interval"]} for side in (a, b))
-        below, above = ratio_limits(of_a, of_b, relative)
+        of_a, of_b = (Estimate(value=side["agents"], **_limits(side)) for side in (a, b))
+        below, above = ratio_limits(of_b, of_a, relative)
         middle = b["agents"] / a["agents"]
         low, high = value * below / middle, value * above / middle
     word: Word = "not told apart"
@@ -321,12 +315,8 @@ def _ratio(
     )
 
 
-def ratio_limits(a: Mapping[str, float], b: Mapping[str, float], relative: float) -> tuple[float, float]:
-    """95 % limits of N_B / N_A from `agents`, `low` and `high` of both; see the head of this module."""
-    below = math.hypot(math.log(b["agents"] / b["low"]), math.log(a["high"] / a["agents"]), relative)
-    above = math.hypot(math.log(b["high"] / b["agents"]), math.log(a["agents"] / a["low"]), relative)
-    middle = b["agents"] / a["agents"]
-    return middle * math.exp(-below), middle * math.exp(above)
+def _limits(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: result["interval"][name] for name in ("low", "high")}
 
 
 def _why_not(name: str, result: Mapping[str, Any]) -> str | None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from replay.delay import Gap
     from replay.script import Rules
 
-type SessionScript = TextScript | TokenScript
+type AnyScript = TextScript | TokenScript
 
 
-def compile_script(trajectory: Trajectory, rules: Rules) -> tuple[SessionScript, tuple[Gap, ...]]:
+def compile_script(trajectory: Trajectory, rules: Rules) -> tuple[AnyScript, tuple[Gap, ...]]:
     """The script of a session and the recorded gaps before its turns; raises NothingToReplay.
 
     Raises ValueError for a session without text whose history shall be live.

@@ -16,7 +16,7 @@ from replay.health import ClientHealth
 from replay.interval import cluster_bootstrap
 from replay.labels import labels
 from replay.measure import Measure, measure
-from replay.observation import observe
+from replay.observation import Observation, observe
 from replay.plan import PlanFile
 from replay.power.energy import PowerTotal, total_power
 from replay.protocol import Protocol
@@ -51,6 +51,19 @@ class Judged:
     measured: Measured
     cross_warming: tuple[str, ...]  # why the isolation of its plays is not to be believed
     unmet: tuple[tuple[str, ...], ...]  # rules of each service level's own protocol
+
+
+def observe_trial(trial: Trial, slos: Sequence[Slo], *, exact_length: bool) -> Observation:
+    """What the records of a trial say, as `measure` sees them."""
+    facts = trial.facts
+    return observe(
+        trial.records,
+        facts.window,
+        exact_length=exact_length,
+        finished_plays=facts.finished_plays,
+        late=late_windows(facts.health.windows, slos),
+        finite=facts.finite,
+    )
 
 
 def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile) -> Judged:
@@ -250,18 +263,8 @@ def _percentiles(
     """How the percentiles of the reference trial would move with other agents."""
     if number is None:
         return None
-    trial = read_trial(folder.trial_path(number))
-    facts = trial.facts
-    seen = observe(
-        trial.records,
-        facts.window,
-        exact_length=plan.length.mode == "exact",
-        finished_plays=facts.finished_plays,
-        late=late_windows(facts.health.windows, slos),
-        finite=facts.finite,
-    )
-    interval = cluster_bootstrap(slo, seen, seed=plan.seed)
-    value: dict[str, Any] = msgspec.to_builtins(interval)
+    seen = observe_trial(read_trial(folder.trial_path(number)), slos, exact_length=plan.length.mode == "exact")
+    value: dict[str, Any] = msgspec.to_builtins(cluster_bootstrap(slo, seen, seed=plan.seed))
     return value
 
 

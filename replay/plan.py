@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from capture.atomic import write_atomically
-from replay.compile import SessionScript, compile_script
+from replay.compile import AnyScript, compile_script
 from replay.delay import DelayPolicy, Durations
 from replay.rules import TEMPERATURE, ContextPolicy, History, Isolation, LengthPolicy, Retries
 from replay.script import NothingToReplay, PreparedRequest, Prompts, Rules, Script, Turn, redraw
@@ -137,6 +137,16 @@ class PlanFile:
     delay_us: dict[str, int]
     recorded_api_us: int | None
     plan_digest: str  # over sessions' digests and the rules, without the nonce: equal digests ask for equal work
+
+    def to_json(self) -> bytes:
+        """The file's text, as indented JSON."""
+        import msgspec
+
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def dump(self, path: Path) -> None:
+        """Write `plan.json`."""
+        write_atomically(path, self.to_json())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,16 +275,6 @@ class Plan:
             plan_digest=_digest(repr(rules), *(session.digest for session in sessions)),
         )
 
-    def to_json(self) -> bytes:
-        """The plan's file as indented JSON."""
-        import msgspec
-
-        return msgspec.json.format(msgspec.json.encode(self.summary()), indent=2) + b"\n"
-
-    def dump(self, path: Path) -> None:
-        """Write `plan.json`."""
-        write_atomically(path, self.to_json())
-
 
 def token_id_range(vocabulary_tokens: int | None) -> tuple[int, int]:
     """Ids for synthetic prompts, end excluded, for a vocabulary of this size: not from its ends, where specials sit."""
@@ -356,7 +356,7 @@ def make_plan(
     )
     durations = Durations(seed=seed)
     gaps_of: dict[str, tuple[Gap, ...]] = {}
-    scripts: dict[str, SessionScript] = {}
+    scripts: dict[str, AnyScript] = {}
     left_out: list[LeftOut] = []
     with _uncollected():
         for trajectory in trajectories:

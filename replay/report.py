@@ -14,9 +14,8 @@ from capture.atomic import write_atomically
 from curate.words import printable_lines
 from replay import chart
 from replay.document import Document, Section
-from replay.judge import judge_run, read_score
+from replay.judge import judge_run, observe_trial, read_score
 from replay.markdown import markdown
-from replay.observation import observe
 from replay.runfolder import RunFolder
 from replay.sections import cache, client, power, score, server, setup, speed, steady, work
 from replay.sections.source import Seen, Source
@@ -24,14 +23,12 @@ from replay.sentence import findings, slo_text
 from replay.slo import slo_from_json
 from replay.trial import Trial, read_trial
 from replay.verify import verify
-from replay.void import late_windows
 
 type Format = Literal["html", "md", "json"]
 
 _NOT_SAID = (
     "Whether the answers are any good: they are drained and thrown away; the canary only sees a shift. Tools are a "
-    "wait, "
-    "not a program.",
+    "wait, not a program.",
     "How another dataset, other delays or another length policy would do: results under unlike policies do not "
     "compare.",
 )
@@ -62,19 +59,15 @@ def render(folder: RunFolder, form: Format = "html") -> str:
 
 
 def _seen(trial: Trial, contents: dict[str, Any]) -> Seen:
-    facts = trial.facts
     return Seen(
         records=trial.records,
-        observation=observe(
-            trial.records,
-            facts.window,
+        observation=observe_trial(
+            trial,
+            [slo_from_json(slo) for slo in contents["slos"]],
             exact_length=contents["policies"]["length"]["mode"] == "exact",
-            finished_plays=facts.finished_plays,
-            late=late_windows(facts.health.windows, [slo_from_json(slo) for slo in contents["slos"]]),
-            finite=facts.finite,
         ),
         samples=trial.samples,
-        power_sources=facts.power_sources,
+        power_sources=trial.facts.power_sources,
         server=trial.server,
     )
 

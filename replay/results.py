@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from replay.power.energy import PowerTotal
+from replay.ratio import Estimate, ratio_limits
 from replay.search import Conclusion, Done, SearchRules, TrialPoint, next_step
 from replay.system import System
 from replay.trial import TrialOrder
@@ -311,18 +312,11 @@ def _denominators(
 def _ratio_interval(
     agents: float, interval: tuple[float, float] | None, power: Power
 ) -> tuple[float, float] | tuple[None, None]:
-    """The interval of agents per megawatt: both relative uncertainties added in squares, each side by its own.
-
-    Zou & Donner, Statistics in Medicine 27 (2008) 1693: limits of a difference from the limits of its two parts; here
-    of ln N − ln P, the power's being k = 2.
-    """
+    """The interval of agents per megawatt: that of the agents, with the power's expanded (k = 2) uncertainty."""
     if interval is None or interval[0] <= 0:
         return None, None
-    relative = power.expanded_w / power.power_w
-    below = math.hypot(math.log(agents / interval[0]), relative)
-    above = math.hypot(math.log(interval[1] / agents), relative)
-    middle = 1e6 * agents / power.power_w
-    return middle * math.exp(-below), middle * math.exp(above)
+    found = Estimate(value=agents, low=interval[0], high=interval[1])
+    return ratio_limits(found, Estimate.exact(power.power_w / 1e6), power.expanded_w / power.power_w)
 
 
 SCOPES = {

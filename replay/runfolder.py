@@ -15,9 +15,10 @@ import msgspec
 
 from curate.manifest import write_json
 from replay.canary import CanaryResult
-from replay.plan import Plan, PlanFile, load_plan
+from replay.plan import PlanFile, load_plan
 from replay.protocol import Protocol, RunClass
 from replay.search import SearchRules
+from replay.sentence import short
 from replay.slo import Slo, slo_from_json
 from replay.trial import TrialFault, read_facts
 
@@ -150,7 +151,7 @@ class RunFolder:
             entry.name == self.plan_path.name or entry.name.startswith(".") for entry in self.path.iterdir()
         )
 
-    def begin(self, inputs: RunInputs, plan: Plan) -> None:
+    def begin(self, inputs: RunInputs, plan: PlanFile) -> None:
         """Makes the folder; the plan stands in it before the inputs do."""
         self.path.mkdir(parents=True, exist_ok=True)
         plan.dump(self.plan_path)
@@ -210,14 +211,15 @@ class RunFolder:
             old, new = getattr(before, field.name), getattr(asked, field.name)
             if msgspec.json.encode(old) != msgspec.json.encode(new):
                 raise RunFault(
-                    f"{self.path} was started with another {field.name} ({_short(old)}, now {_short(new)}): "
+                    f"{self.path} was started with another {field.name} ({short(old, 60)}, now {short(new, 60)}): "
                     "give the same inputs, or name a new folder"
                 )
         for name in SERVER_KEPT:
             was, now = before.probe.get(name), asked.probe.get(name)
             if was != now:
                 raise RunFault(
-                    f"{self.path} was started on a server with another {name} ({_short(was)}, now {_short(now)}): "
+                    f"{self.path} was started on a server with another {name} "
+                    f"({short(was, 60)}, now {short(now, 60)}): "
                     "start that one again, or name a new folder"
                 )
         for number in self.trial_numbers():
@@ -225,8 +227,3 @@ class RunFolder:
                 read_facts(self.trial_path(number))
             except TrialFault as error:
                 raise RunFault(f"{error}; remove {self.trial_path(number)} to run that trial again") from error
-
-
-def _short(value: object) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 60 else text[:57] + "…"

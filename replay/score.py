@@ -18,7 +18,7 @@ from replay.against import check_same_plan
 from replay.driver import Driver, LiveDriver
 from replay.endpoint import EndpointError
 from replay.judge import Judged, judge_trial, protocol_maximum, score_json
-from replay.plan import Plan, Turn, load_plan, make_plan, token_id_range
+from replay.plan import Plan, PlanFile, Turn, load_plan, make_plan, token_id_range
 from replay.probe import ProbeReport
 from replay.protocol import Progress, Protocol
 from replay.request import RunRequest
@@ -78,11 +78,12 @@ def run(
         watcher.say("planning")
         plan = _plan(request, trajectories(), report, folder if begun else None)
         _check_server(request, plan, report)
+        planned = plan.summary()
         if begun:
-            folder.check_same(_inputs(request, plan, report, None))
+            folder.check_same(_inputs(request, planned, report, None))
         else:
             limit = _client_limit(request, plan, driver, watcher)
-            folder.begin(_inputs(request, plan, report, limit), plan)
+            folder.begin(_inputs(request, planned, report, limit), planned)
         inputs = folder.inputs()
         watcher.say(expected_length(inputs))
         watcher.run_begins(inputs)
@@ -231,7 +232,7 @@ def _turns(plan: Plan) -> Iterator[Turn]:
     return (turn for script in plan.scripts.values() for turn in script.turns)
 
 
-def _inputs(request: RunRequest, plan: Plan, report: ProbeReport, limit: dict[str, Any] | None) -> RunInputs:
+def _inputs(request: RunRequest, plan: PlanFile, report: ProbeReport, limit: dict[str, Any] | None) -> RunInputs:
     endpoint = request.endpoint
     bound, why = _maximum(request, limit)
     confirmation = request.confirmation
@@ -253,7 +254,7 @@ def _inputs(request: RunRequest, plan: Plan, report: ProbeReport, limit: dict[st
         restarts=request.restart_words is not None,
         dataset_digest=request.dataset_digest,
         dataset_match=request.dataset_match,
-        plan_digest=plan.summary().plan_digest,
+        plan_digest=plan.plan_digest,
         slos=tuple(slo_to_json(slo) for slo in request.slos),
         protocol=request.protocol,
         start_agents=request.agents,

@@ -13,6 +13,7 @@ from replay.rules import LONGEST_FREE_OUTPUT, TEMPERATURE
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from capture.trajectory import Trajectory
     from replay.chat import Cutter
     from replay.delay import DelayPolicy, Durations, Gap
     from replay.order import Step
@@ -103,6 +104,21 @@ class Script(Protocol):
     def head_units(self, position: int) -> int:
         """How many of a turn's first units are shared between plays in spite of unlike salts."""
         ...
+
+
+class SessionScript:
+    """What a script is made of whatever its prompts are."""
+
+    def __init__(self, trajectory: Trajectory, ordered: tuple[Step, ...], rules: Rules, left_out: Counter[str]) -> None:
+        self.session_id = trajectory.session_id
+        self.left_out = left_out
+        self.chains = len({step.request.agent_path for step in ordered})
+        self.recorded_api_us = recorded_api_us(ordered)
+        self._delay = rules.delay
+        self._length = rules.length
+        self._head_salt = rules.head_salt
+        self._limit = rules.context.limit
+        self._refused_fields = rules.refused_fields
 
 
 class NothingToReplay(ValueError):

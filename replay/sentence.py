@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
+
 from replay.document import Finding, Tone
 from replay.slo import WORDS
 
@@ -25,6 +27,12 @@ def share(number: float | None) -> str:
     if number is None or not math.isfinite(number):
         return UNKNOWN
     return f"{number:.0%}" if number in (0, 1) or 0.1 <= number <= 0.9 else f"{number:.1%}"
+
+
+def short(item: object, most: int = 80) -> str:
+    """A value as JSON, cut where it is longer than `most` characters."""
+    text = msgspec.json.encode(item).decode()
+    return text if len(text) <= most else text[: most - 3] + "…"
 
 
 def plain(item: Any) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from replay.sample import Sample
+from replay.slope import theil_sen
 from replay.window import Window
 
 if TYPE_CHECKING:
@@ -256,10 +257,8 @@ def _trend(values: Sequence[float | None]) -> tuple[float | None, float | None]:
 
     at = np.array([index for index, _ in known], dtype=float)
     y = np.array([value for _, value in known], dtype=float)
-    i, j = np.triu_indices(count, 1)
-    slope = float(np.median((y[j] - y[i]) / (at[j] - at[i])))
-    score = float(np.sign(y[j] - y[i]).sum())
-    variance = count * (count - 1) * (2 * count + 5) / 18 * _hamed_rao(y - slope * at)
+    slope, score, independent = theil_sen(at, y)
+    variance = independent * _hamed_rao(y - slope * at)
     z = 0.0 if score == 0 else (score - math.copysign(1, score)) / math.sqrt(variance)
     return math.exp(slope * (len(values) - 1)), z
 

@@ -17,12 +17,12 @@ from replay.script import (
     Prompts,
     PromptUnits,
     Rules,
+    SessionScript,
     SharedPrefix,
     Turn,
     body_head,
     make_turn,
 )
-from replay.script import recorded_api_us as api_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,19 +32,11 @@ if TYPE_CHECKING:
     from replay.order import Step
 
 
-class TextScript:
+class TextScript(SessionScript):
     """A session with text: prompts are chat messages, each encoded once."""
 
     def __init__(self, trajectory: Trajectory, ordered: tuple[Step, ...], rules: Rules, left_out: Counter[str]) -> None:
-        self.session_id = trajectory.session_id
-        self.left_out = left_out
-        self.chains = len({step.request.agent_path for step in ordered})
-        self.recorded_api_us = api_us(ordered)
-        self._delay = rules.delay
-        self._length = rules.length
-        self._head_salt = rules.head_salt
-        self._limit = rules.context.limit
-        self._refused_fields = rules.refused_fields
+        super().__init__(trajectory, ordered, rules, left_out)
         self._text_tokens_x = rules.context.text_tokens_x
         count = rules.context.scale < 1 or any(
             step.request.prompt_tokens is None or step.request.completion_tokens is None for step in ordered

@@ -6,8 +6,17 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from replay import synth
-from replay.script import PreparedRequest, Prompts, PromptUnits, Rules, SharedPrefix, Turn, body_head, make_turn
-from replay.script import recorded_api_us as api_us
+from replay.script import (
+    PreparedRequest,
+    Prompts,
+    PromptUnits,
+    Rules,
+    SessionScript,
+    SharedPrefix,
+    Turn,
+    body_head,
+    make_turn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     from replay.synth import Words
 
 
-class TokenScript:
+class TokenScript(SessionScript):
     """A content-free session: prompts are token ids with the recorded block-sharing structure.
 
     A turn's hashes are kept as the difference to an earlier turn, since each repeats nearly all of it: a release of
@@ -25,15 +34,7 @@ class TokenScript:
     """
 
     def __init__(self, trajectory: Trajectory, ordered: tuple[Step, ...], rules: Rules, left_out: Counter[str]) -> None:
-        self.session_id = trajectory.session_id
-        self.left_out = left_out
-        self.chains = len({step.request.agent_path for step in ordered})
-        self.recorded_api_us = api_us(ordered)
-        self._delay = rules.delay
-        self._length = rules.length
-        self._head_salt = rules.head_salt
-        self._limit = rules.context.limit
-        self._refused_fields = rules.refused_fields
+        super().__init__(trajectory, ordered, rules, left_out)
         self._token_ids = rules.token_ids
         self._scale = rules.context.scale
         # Hashes of a session-scoped source are small numbers that mean something else in every session.

@@ -9,10 +9,15 @@ from typing import Any
 
 import msgspec
 
-from replay.judge import Judged, file_digests, judge_trials, read_score, score_json
+from replay.judge import Judged, file_digests, judge_trial, read_score, score_json
+from replay.plan import PlanFile
 from replay.results import next_order
-from replay.runfolder import RunFault, RunFolder
-from replay.trial import POWER, RECORDS, SERVER, TrialFault, TrialOrder, read_facts, read_trial
+from replay.runfolder import RunFault, RunFolder, RunInputs
+from replay.sentence import short
+from replay.trial import POWER, RECORDS, SERVER, Trial, TrialFacts, TrialFault, TrialOrder, read_trial
+
+_UNJUDGED = (ValueError, TypeError, LookupError, ArithmeticError)
+"""What judging raises of files that hold what no run writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +48,24 @@ def verify(folder: RunFolder) -> tuple[Difference, ...]:
             raise RunFault(f"{folder.path / path} is missing: the run is not whole")
         if digests[path] != stated.get(path):
             found.append(Difference(place=path, stands="another file", should_be=f"sha256 {stated.get(path)}"))
-    for number in folder.trial_numbers():
-        found += _check_trial(folder, number, digests)
-    found += _check_plan(folder)
     try:
-        judged = judge_trials(folder)
-        found += _check_orders(folder, judged)
-        again = msgspec.json.decode(msgspec.json.encode(score_json(folder, folder.inputs(), folder.plan(), judged)))
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        inputs, plan = folder.inputs(), folder.plan()
+        trials = []
+        faults: list[Exception] = []
+        for number in folder.trial_numbers():
+            try:
+                trial = read_trial(folder.trial_path(number))
+                found += _check_trial(trial, number, digests, inputs, plan)
+                trials.append((trial.facts, judge_trial(trial, inputs, plan)))
+            except _UNJUDGED as error:
+                faults.append(error)  # the other trials and the plan are looked at all the same
+        found += _check_plan(inputs, plan)
+        if faults:
+            raise faults[0]
+        judged = [item for _, item in trials]
+        found += _check_orders(inputs, [facts for facts, _ in trials], judged)
+        again = msgspec.json.decode(msgspec.json.encode(score_json(folder, inputs, plan, judged)))
+    except _UNJUDGED as error:
         if found:
             return tuple(found)  # an altered file that can no longer be judged: its digest has said so
         if isinstance(error, (RunFault, TrialFault)):
@@ -62,12 +77,10 @@ def verify(folder: RunFolder) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Iterator[Difference]:
+def _check_trial(
+    trial: Trial, number: int, digests: dict[str, str], inputs: RunInputs, plan: PlanFile
+) -> Iterator[Difference]:
     """The trial's own note of its files, and that its records are of the plan."""
-    try:
-        trial = read_trial(folder.trial_path(number))
-    except TrialFault:
-        return  # judging says it, or the digests have
     for name, sha in (
         (RECORDS, trial.facts.records_sha256),
         (POWER, trial.facts.power_sha256),
@@ -80,16 +93,12 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
         yield Difference(
             place=f"trials/{number}/trial.json: trial", stands=str(trial.facts.trial), should_be=str(number)
         )
-    try:
-        inputs, plan = folder.inputs(), folder.plan()
-    except RunFault:
-        return
     protocol = inputs.protocol.for_agents(trial.facts.agents)
     if trial.facts.protocol != protocol:
         yield Difference(
             place=f"trials/{number}/trial.json: protocol",
-            stands=_short(msgspec.to_builtins(trial.facts.protocol)),
-            should_be=_short(msgspec.to_builtins(protocol)),
+            stands=short(msgspec.to_builtins(trial.facts.protocol)),
+            should_be=short(msgspec.to_builtins(protocol)),
         )
     if trial.facts.requests != len(trial.records):
         yield Difference(
@@ -101,11 +110,9 @@ def _check_trial(folder: RunFolder, number: int, digests: dict[str, str]) -> Ite
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
 
 
-def _check_orders(folder: RunFolder, judged: Sequence[Judged]) -> Iterator[Difference]:
+def _check_orders(inputs: RunInputs, trials: Sequence[TrialFacts], judged: Sequence[Judged]) -> Iterator[Difference]:
     """That each trial is the one which the search asked for after those before it: none was put in or taken out."""
-    inputs = folder.inputs()
-    for index in range(len(judged)):
-        facts = read_facts(folder.trial_path(index + 1))
+    for index, facts in enumerate(trials):
         done = TrialOrder(trial=facts.trial, agents=facts.agents, purpose=facts.purpose, draw=facts.draw)
         due = next_order(inputs, judged[:index])
         if done != due:
@@ -124,12 +131,8 @@ def _order(order: TrialOrder) -> str:
     return f"trial {order.trial}, {order.purpose} at {order.agents} agents, draw {order.draw}"
 
 
-def _check_plan(folder: RunFolder) -> Iterator[Difference]:
+def _check_plan(inputs: RunInputs, plan: PlanFile) -> Iterator[Difference]:
     """That run.json and plan.json are of one plan, and that the plan's totals are those of its sessions."""
-    try:
-        inputs, plan = folder.inputs(), folder.plan()
-    except RunFault:
-        return  # judging says it, or the digests have
     for place, stands, should_be in (
         ("run.json: plan_digest", inputs.plan_digest, plan.plan_digest),
         ("run.json: dataset_digest", inputs.dataset_digest, plan.dataset_digest),
@@ -152,8 +155,8 @@ def _compare(
             if key not in stands or key not in should_be:
                 yield Difference(
                     place=here,
-                    stands=_short(stands[key]) if key in stands else "nothing",
-                    should_be=_short(should_be[key]) if key in should_be else "nothing",
+                    stands=short(stands[key]) if key in stands else "nothing",
+                    should_be=short(should_be[key]) if key in should_be else "nothing",
                 )
             else:
                 yield from _compare(here, stands[key], should_be[key])
@@ -161,7 +164,7 @@ def _compare(
         for index, (left, right) in enumerate(zip(stands, should_be, strict=True)):
             yield from _compare(f"{place}[{index}]", left, right)
     elif not _same(stands, should_be):
-        yield Difference(place=place, stands=_short(stands), should_be=_short(should_be))
+        yield Difference(place=place, stands=short(stands), should_be=short(should_be))
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -171,8 +174,3 @@ def _same(left: Any, right: Any) -> bool:
         # Other machines may sum in another order; nobody gains by the twelfth digit.
         return math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-12)
     return bool(left == right)
-
-
-def _short(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 80 else text[:77] + "…"

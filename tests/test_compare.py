@@ -263,12 +263,12 @@ def test_a_comparison_reads_as_text_and_as_markdown(runs: Path) -> None:
 
 def test_the_ratio_of_two_fitted_roots_covers_the_truth() -> None:
     """2,000 pairs of drawn searches' confirmations: the share of intervals that hold the true ratio, within 3 sd."""
-    from replay.compare import ratio_limits
     from replay.fit import Point, fieller
+    from replay.ratio import Estimate, ratio_limits
 
     draw = random.Random(5)
 
-    def root(capacity: float) -> dict[str, float]:
+    def root(capacity: float) -> Estimate:
         levels = [round(capacity * math.exp(0.12 * (step / 4 - 1))) for step in range(9)]
         points = [
             Point(trial=number, agents=level, margin=3 * math.log(level / capacity) + draw.gauss(0, 0.05))
@@ -279,10 +279,10 @@ def test_the_ratio_of_two_fitted_roots_covers_the_truth() -> None:
         assert fit.root is not None
         assert fit.low is not None
         assert fit.high is not None
-        return {"agents": fit.root, "low": fit.low, "high": fit.high}
+        return Estimate(value=fit.root, low=fit.low, high=fit.high)
 
     inside = 0
     for _ in range(2000):
-        low, high = ratio_limits(root(1000.0), root(1300.0), 0.0)
+        low, high = ratio_limits(denominator=root(1000.0), numerator=root(1300.0), relative=0.0)
         inside += low <= 1.3 <= high
     assert 0.935 <= inside / 2000 <= 0.985

@@ -17,6 +17,7 @@ from replay.commands.shared import (
     plan_rules,
     run_and_print,
     server_options,
+    service_levels,
 )
 
 
@@ -64,7 +65,6 @@ def run(
         from replay.power.choice import parse_powers
         from replay.protocol import Protocol
         from replay.request import RunRequest
-        from replay.slo import load_slos
         from replay.system import UNDISCLOSED, load_system
 
         measure_s = duration if duration is not None else 30.0
@@ -83,7 +83,7 @@ def run(
         )
         endpoint = endpoint_of(options)
         rules = plan_rules(options, once=once)
-        slos = tuple(dict.fromkeys(slo for text in slo_texts for slo in load_slos(text)))
+        slos = service_levels(slo_texts)
         system = load_system(system_file) if system_file is not None else UNDISCLOSED
         choices = parse_powers(powers)
         met = run_and_print(

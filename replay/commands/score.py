@@ -20,11 +20,11 @@ from replay.commands.shared import (
     plan_rules,
     run_and_print,
     server_options,
+    service_levels,
 )
 
 if TYPE_CHECKING:
     from replay.protocol import RunClass
-    from replay.slo import Slo
 
 
 def _list_presets(context: click.Context, _: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def score(
         from replay.system import UNDISCLOSED, load_system
 
         endpoint = endpoint_of(options)
-        slos = _slos(slo_texts)
+        slos = service_levels(slo_texts)
         asked_class: RunClass = run_class or "screen"
         system = load_system(system_file) if system_file is not None else UNDISCLOSED
         request = RunRequest(
@@ -191,17 +191,6 @@ def _only_free_options(context: click.Context) -> None:
         given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         if given and option.name in _SETTLED | PLAN_OPTION_NAMES:
             raise click.UsageError(f"{option.opts[0]} is settled by --against: leave it out")
-
-
-def _slos(texts: tuple[str, ...]) -> tuple[Slo, ...]:
-    """All service levels that are named, each once."""
-    from replay.slo import load_slos
-
-    found: dict[str, Slo] = {}
-    for slo in (slo for text in texts for slo in load_slos(text)):
-        if found.setdefault(slo.name, slo) != slo:
-            raise click.UsageError(f"two service levels are named {slo.name!r}: give them unlike names")
-    return tuple(found.values())
 
 
 def _match(path: Path | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from replay.compare import Comparison
     from replay.endpoint import Endpoint
     from replay.request import PlanRules, RunRequest
+    from replay.slo import Slo
 
 
 LONGEST_S = 86_400.0
@@ -189,6 +190,17 @@ def endpoint_of(options: dict[str, Any]) -> Endpoint:
         return Endpoint(**{name: options.pop(name) for name in names})
     except EndpointError as fault:  # nothing was asked yet: it is the words that are wrong
         raise click.UsageError(str(fault)) from fault
+
+
+def service_levels(texts: tuple[str, ...]) -> tuple[Slo, ...]:
+    """All service levels that are named, each once; raises UsageError for two of one name."""
+    from replay.slo import load_slos
+
+    found: dict[str, Slo] = {}
+    for slo in (slo for text in texts for slo in load_slos(text)):
+        if found.setdefault(slo.name, slo) != slo:
+            raise click.UsageError(f"two service levels are named {slo.name!r}: give them unlike names")
+    return tuple(found.values())
 
 
 def plan_rules(options: dict[str, Any], *, once: bool) -> PlanRules:

@@ -234,7 +234,7 @@ def _train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _silent(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+def silent_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
     """Which ids the model must never pick.
 
     Special tokens, since an accidental end would cut an answer short, and whatever is no plain ASCII text, since half
@@ -321,7 +321,7 @@ def _write_gguf(path: Path, shape: Shape, tokenizer: Tokenizer) -> None:
     # Four times the usual spread: the best of 30,000 random logits then stands out, whatever the temperature. A row of
     # zeros has logit 0, far below the best.
     output = matrix(VOCABULARY, shape.width, 4 * even)
-    output[_silent(tokenizer)] = 0
+    output[silent_ids(tokenizer)] = 0
     writer.add_tensor("output.weight", output.astype(np.float16))
 
     writer.write_header_to_file()
