@@ -7,9 +7,11 @@
 lengths, one cache namespace a run; its own client and ours against one llama engine. Agreement means: the difference
 between the median of its medians and that of ours lies inside the range of its own medians from run to run.
 
-`aiperf`: our export of content-free Claude Code sessions in the Weka format, replayed by AIPerf and, from the same
-dataset, by us. Requests are sorted by the prompt tokens that the server counted and cut into tenths; agreement means
-that the median TTFT and ITL of each tenth lie within 10 % of each other.
+`aiperf`: our export of content-free Claude Code sessions in the Weka format, replayed by AIPerf through our recorder;
+what it recorded is then replayed by us, so that both send the same words. (From the dataset itself we send token ids:
+the server tokenises nothing then, and finds more of each prompt in its cache, since AIPerf's text is cut into other
+tokens where blocks meet.) Requests are sorted by the prompt tokens that the server counted and cut into tenths;
+agreement means that the median TTFT and ITL of each tenth lie within 10 % of each other.
 
 The engine is llama.cpp with a made-up model on this machine's CPU: the numbers say whether two clients read the same
 clock, nothing about a serving system. A table on stdout, ending with one JSON object.
@@ -24,10 +26,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +43,7 @@ ENCODING = "o200k_base"
 ENCODING_ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 CONTEXT = 98_304
 LONGEST_PROMPT = 80_000
-GAP_S = 1
-DELAYS = (
-    "--unsplit-delay",
-    f"capped:{GAP_S}",
-)  # the same for both: what the agent did between its turns is cut to a second
+GAP_S = 1  # between turns, at most
 QUANTITIES = ("ttft_ms", "decode_tok_s", "end_to_end_ms")
 
 
@@ -221,8 +221,8 @@ def _words(values: dict[str, float]) -> str:
 # -- AIPerf
 
 
-def exported(folder: Path, sessions: int) -> tuple[Path, Path]:
-    """The shortest sessions of the committed dataset, as a dataset and as files in the Weka format."""
+def exported(folder: Path, sessions: int) -> Path:
+    """The shortest sessions of the committed dataset, as files in the Weka format."""
     from curate.dataset import Dataset
 
     whole = Dataset.open(ROOT / "datasets/weka-claude-code")
@@ -236,13 +236,38 @@ def exported(folder: Path, sessions: int) -> tuple[Path, Path]:
     (folder / "weka").mkdir()
     for name in chosen:
         shutil.copy(folder / "all" / f"{name}.json", folder / "weka")
-    agentdyno("capture", "import", "weka", folder / "weka", "--store", folder / "store")
-    agentdyno("curate", "build", "--store", folder / "store", "--out", folder / "dataset")
-    return folder / "dataset", folder / "weka"
+    return folder / "weka"
 
 
-def aiperf_once(command: Path, url: str, model: str, tokenizer: Path, files: Path, out: Path) -> list[Seen]:
-    """AIPerf replays the files, one session at a time."""
+@contextlib.contextmanager
+def recorder(upstream: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Base URL and store of our recorder in front of the engine."""
+    ready, store = folder / "recorder.url", folder / "recorded"
+    words = ["capture", "serve", "--upstream", upstream, "--store", str(store), "--ready-file", str(ready)]
+    process = subprocess.Popen([sys.executable, "-m", "agentdyno", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit("the recorder did not start")
+            time.sleep(0.1)
+        yield ready.read_text().strip(), store
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def aiperf_sessions(command: Path, url: str, model: str, tokenizer: Path, files: Path, out: Path) -> list[Seen]:
+    """AIPerf replays the files, a process for each: while a session waits, it would begin the next one on the slot."""
+    seen: list[Seen] = []
+    for path in sorted(files.glob("*.json")):
+        alone = out / path.stem / "input"
+        alone.mkdir(parents=True)
+        shutil.copy(path, alone)
+        seen += _aiperf_once(command, url, model, tokenizer, alone, out / path.stem / "artifacts")
+    return seen
+
+
+def _aiperf_once(command: Path, url: str, model: str, tokenizer: Path, files: Path, out: Path) -> list[Seen]:
     requests = sum(len(json.loads(path.read_text())["requests"]) for path in files.glob("*.json"))
     words = [
         *(str(command), "profile", "-m", model, "--url", url, "--endpoint-type", "chat", "--streaming"),
@@ -294,12 +319,13 @@ def tenths(seen: list[Seen]) -> list[list[Seen]]:
 
 
 def compare_aiperf(folder: Path, aiperf: Path, sessions: int) -> dict[str, Any]:
-    dataset, files = exported(folder, sessions)
-    with engine() as (url, model, tokenizer):
-        theirs = aiperf_once(aiperf, url, model, tokenizer.parent, files, folder / "aiperf")
+    files = exported(folder, sessions)
+    with engine() as (url, model, tokenizer), recorder(url, folder) as (recorded_url, store):
+        theirs = aiperf_sessions(aiperf, recorded_url, model, tokenizer.parent, files, folder / "aiperf")
     say(f"aiperf: {work(theirs)}")
+    agentdyno("curate", "build", "--store", store, "--out", folder / "dataset")
     with engine() as (url, model, _):
-        mine = ours(dataset, url, model, folder / "ours", *DELAYS)
+        mine = ours(folder / "dataset", url, model, folder / "ours")
     say(f"agentdyno: {work(mine)}")
     rows = []
     print(f"{sessions} sessions; AIPerf: {work(theirs)}; agentdyno: {work(mine)}; medians by tenth")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SAMPLE_EVERY_NS = 10_000_000
+SAMPLE_EVERY_NS = 20_000_000
 WINDOW_NS = 5_000_000_000
 SHORTEST_WINDOW_NS = 1_000_000_000
 LEAST_WINDOWS = 12  # where that leaves windows of a second
@@ -28,7 +28,7 @@ LATE_LOOP_LAG_MS = 25.0
 LATE_DISPATCH_MS = 50.0
 """… or when its p99 dispatch lag exceeds this."""
 LOOK_AT_SOCKETS_EVERY_NS = 100_000_000
-SOCKETS_AT_A_TIME = 64
+SOCKETS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,8 @@ class WorkerHealth:
 class ClientHealth:
     """How the client kept up during the measured window (the whole drive where it never settled).
 
-    Loop lag: how long the loop kept something waiting that was due, looked at every 10 ms: a stall of 200 ms is twenty
-    samples of 200, 190, … 10 ms and not a single one. The loop's timers are a millisecond coarse.
+    Loop lag: how long the loop kept something waiting that was due, looked at every 20 ms: a stall of 200 ms is ten
+    samples of 200, 180, … 20 ms and not a single one. The loop's timers are a millisecond coarse.
     Dispatch lag: from a request's intended time until it was handed to the transport; dialling is not in it.
     Of several processes: lags are the worst one's, CPU and memory are sums.
     """

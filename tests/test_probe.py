@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curate.tokens import load_encoding
 from replay.endpoint import Endpoint, EndpointError
 from replay.identify import Identity, identify
 from replay.loop import run
 from replay.plan import LengthPolicy, Plan, make_plan
 from replay.probe import ProbeReport, probe, probe_lines
-from replay.questions import PREFIX_LENGTHS, prefix_reuse
+from replay.questions import PAGE_OF_CODE, PAGE_TOKENS, PREFIX_LENGTHS, prefix_reuse
 from tests.fake_server import END_TOKEN, VOCABULARY, serving
 from tests.sample_sessions import content_free_session, text_session
 from tests.simulated_run import REPORT
@@ -396,3 +397,7 @@ def test_a_plan_leaves_out_what_the_server_refuses() -> None:
         assert body["temperature"] == 0.0
     assert plain.summary().plan_digest == planned().summary().plan_digest
     assert planned("temperature").summary().plan_digest != planned().summary().plan_digest
+
+
+def test_the_page_of_code_has_as_many_tokens_as_stated() -> None:
+    assert len(load_encoding("o200k_base").encode_ordinary(PAGE_OF_CODE.read_text(encoding="utf-8"))) == PAGE_TOKENS
