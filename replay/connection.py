@@ -87,6 +87,8 @@ class Connection(asyncio.Protocol):
     def _frame(self) -> None:
         """Take the HTTP framing off what has been read, and give it to the request's reader once it is much."""
         raw, raw_at_ns = self._raw, self._raw_at_ns
+        if not raw:  # a closed connection, whose last reads are framed, has no parser any more
+            return
         self._raw, self._raw_at_ns = [], []
         feed = self._parser.feed_data
         try:

@@ -19,8 +19,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from replay.connection import Connection
 from replay.transport import LANE, WIRE, CollectingTransport
-from replay.wire import Wire
+from replay.wire import Target, Timeouts, Wire
 from tests.fake_server import FakeServer, serving
 
 RUNNERS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
@@ -422,3 +423,23 @@ def test_tls(run, certificate: Path) -> None:
 
     with serving(tls=context, ttft_ms=5, itl_ms=1) as server:
         run(main(server))
+
+
+def test_a_request_that_is_given_up_as_its_connection_closes_is_cancelled_and_no_more(
+    run: Callable[[Awaitable[object]], object],
+) -> None:
+    async def both_at_once() -> None:
+        loop = asyncio.get_running_loop()
+        async with raw_server([b""]) as (url, _):
+            host, port = url.removeprefix("http://").split(":")
+            _, connection = await loop.create_connection(lambda: Connection(loop), host, int(port))
+            target = Target.of(httpx.Request("POST", f"{url}/x"))
+            sent = connection.exchange(Wire(), target, b"{}", extra=b"", timeouts=Timeouts())
+            task = asyncio.create_task(sent)
+            await asyncio.sleep(0)  # it is sent
+            connection.connection_lost(None)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(both_at_once())
