@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from replay.commands import compare, engine, judge, probe, run, score, selftest, statistics
+from replay.commands import compare, engine, judge, power, probe, run, score, selftest, statistics
 
 
 @click.group()
@@ -20,6 +20,7 @@ for command in (
     *judge.COMMANDS,
     *compare.COMMANDS,
     *selftest.COMMANDS,
+    *power.COMMANDS,
     *statistics.COMMANDS,
 ):
     replay.add_command(command)

@@ -12,9 +12,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+if TYPE_CHECKING:
+    from replay.power.source import DeviceState, PowerDevice
 
 EXTRAS = {
     "capture": ("mitmproxy", "zstandard", "msgspec"),
@@ -85,10 +88,23 @@ def _power() -> list[Finding]:
         except PowerFault as fault:
             found.append(_finding(topic, False, str(fault)))
             continue
-        devices = ", ".join(f"{device.name} {device.uid}" for device in source.describe().devices)
+        info = source.describe()
         source.close()
-        found.append(_finding(topic, True, devices))
+        states = {state.device: state for state in info.states}
+        found.append(_finding(topic, True, ", ".join(_device(item, states.get(item.uid)) for item in info.devices)))
+        found += [Finding(topic=topic, state="note", detail=note) for note in info.notes]
     return found
+
+
+def _device(device: PowerDevice, state: DeviceState | None) -> str:
+    """One device: its name, its limit, and what its energy counter covers and how often that changes."""
+    words = [f"{device.name} {device.uid}"]
+    if device.limit_w is not None:
+        words.append(f"limit {device.limit_w:g} W")
+    if state is not None and state.counter_scope is not None:
+        latch = f" every {state.counter_latch_s * 1e3:.0f} ms" if state.counter_latch_s is not None else ""
+        words.append(f"energy counter of {state.counter_scope} scope{latch}")
+    return " · ".join(words)
 
 
 def _limits() -> list[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from capture.secret import is_secret_name
 from replay.identify import TITLES
 from replay.power.source import PowerFault
+from replay.proxy import is_loopback
 
 if TYPE_CHECKING:
     from replay.identify import Identity
@@ -38,13 +38,32 @@ _KEYS: dict[str, str] = {
     "router": 'what stands in front of the engines, or "none"',
     "offload": 'where KV goes that does not fit, or "none"',
     "power_cap_w": "watts, where the accelerators are capped",
-    "pue": "watts at the meter for one watt of IT, at least 1",
-    "price_per_hour": "for example 22.00 USD",
+    "pue": "watts at the meter for one watt of IT, at least 1; beside it pue_kind",
+    "pue_kind": 'beside pue: "annual", of energy, or "design", of the largest load',
+    "agents_per_engineer": "at work at a time, as measured while recording",
+    "provisioned": 'a file beside this one: "system_power.json", as MLPerf writes it',
     "tuned_by": "who chose the settings",
     "run_by": "who ran this",
     "notes": "whatever else a reader should know",
 }
-_NO_TEXT = frozenset({"power_cap_w", "pue", "moe"})
+_NO_TEXT = frozenset({"power_cap_w", "pue", "agents_per_engineer", "moe"})
+_TABLES = """
+# [prices]  # undisclosed
+# currency = "USD"
+# per_accelerator_hour =  # or per_hour, of the whole system
+# energy_per_kwh =
+
+# Machines, and what meters cover, where there are any. `agentdyno replay power check` says what is missing.
+# [[nodes]]
+# name = ""
+# rack = ""
+
+# [[meters]]
+# device = ""  # as the power source shows it; a list, where several feeds cover one thing together
+# covers = "node NAME"  # or "rack NAME", "switch NAME", "facility", …
+# u_percent =  # its accuracy by data sheet or calibration
+# evidence = ""
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +79,21 @@ def local_gpus() -> tuple[LocalGpu, ...]:
     from replay.power.nvml import NvmlSource
 
     try:
-        source = NvmlSource()
+        source = NvmlSource(shortest_s=0.0, longest_s=0.0)
     except PowerFault:
         return ()
     try:
-        return tuple(LocalGpu(name=device.name, uuid=device.uid) for device in source.describe().devices)
+        devices = source.describe().devices
+        return tuple(
+            LocalGpu(name=device.name, uuid=device.uid) for device in devices if device.domain == "accelerator"
+        )
     finally:
         source.close()
 
 
 def is_local(url: str) -> bool:
     """Whether a server's URL is this machine's loopback."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def draft_system(report: ProbeReport, identity: Identity, gpus: Sequence[LocalGpu]) -> str:
@@ -110,7 +128,7 @@ def draft_system(report: ProbeReport, identity: Identity, gpus: Sequence[LocalGp
             '# kind = "gpu"  # or "cpu" or "other"',
             "# count = 1",
         ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n" + _TABLES
 
 
 def _known(report: ProbeReport, identity: Identity) -> dict[str, str]:

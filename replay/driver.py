@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 from replay import loop
 from replay.canary import CanaryResult, run_canary
 from replay.plan import Plan
-from replay.power.source import PowerSource
+from replay.power.domain import lack_sentences, overlap_sentence
+from replay.power.meter import Meter
+from replay.power.source import PowerFault
 from replay.probe import ProbeReport, probe
 from replay.protocol import Progress
 from replay.protocol import Protocol as TrialProtocol
@@ -35,6 +36,9 @@ class Driver(Protocol):
     def canary(self) -> CanaryResult | None:
         """The quality canary's facts now; None where it is not run."""
 
+    def idle(self, folder: Path, *, seconds: float) -> None:
+        """Reads power for so long with no request under way and writes the folder; nothing where none is measured."""
+
     def restart(self) -> Restart | None:
         """Restarts the server, where a command for it was given; raises EnvironmentFault."""
 
@@ -52,29 +56,30 @@ class Driver(Protocol):
 
 
 class LiveDriver:
-    """Drives the real thing; power sources are open from the beginning to the end."""
+    """Drives the real thing; the power meter runs from the beginning to the end."""
 
-    def __init__(self, request: RunRequest) -> None:
+    def __init__(self, request: RunRequest, say: Callable[[str], None] = lambda _: None) -> None:
         self._request = request
-        self._stack = contextlib.ExitStack()
-        self._sources: tuple[PowerSource, ...] = ()
+        self._say = say
+        self._meter = Meter(request.power, request.system)
 
     def __enter__(self) -> Self:
-        system = self._request.system
-        with contextlib.ExitStack() as stack:
-            sources = []
-            for choice in self._request.power:
-                source = choice.open(uuids=system.gpu_uuids, accelerators=system.gpu_count)
-                stack.callback(source.close)
-                sources.append(source)
-            self._sources = tuple(sources)
-            self._stack = stack.pop_all()
+        """Opens the meter and says what it lacks; raises PowerFault for a source, or for two devices that overlap."""
+        self._meter.__enter__()
+        scopes = self._meter.scopes
+        for scope, found in scopes.items():
+            # A GPU shows its module's power unasked: where modules are not stated, that is no total, and no fault.
+            if found.overlaps and (scope != "module" or len(scopes) == 1):
+                self._meter.close()
+                raise PowerFault(overlap_sentence(found))
+            for lack in lack_sentences(found):
+                self._say(lack)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._meter.close()
 
     def probe(self) -> ProbeReport:
         return loop.run(probe(self._request.endpoint))
@@ -90,6 +95,13 @@ class LiveDriver:
     async def _canary(self) -> CanaryResult:
         async with self._request.endpoint.connect() as caller:
             return await run_canary(caller)
+
+    def idle(self, folder: Path, *, seconds: float) -> None:
+        from replay.idle import take_idle
+        from replay.scrape import Scraper
+
+        if any(info.measured for info in self._meter.infos):
+            take_idle(self._meter, Scraper(self._request.endpoint), folder, seconds=seconds)
 
     def restart(self) -> Restart | None:
         words = self._request.restart_words
@@ -111,7 +123,7 @@ class LiveDriver:
             self._request.endpoint,
             order=order,
             protocol=protocol,
-            sources=self._sources,
+            meter=self._meter,
             folder=folder,
             workers=self._request.workers,
             restart=restart,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -137,18 +137,20 @@ NAMES: dict[Quantity, tuple[str, ...]] = {
 """Candidates of one engine stand in the same order in `prefix_queries` and `prefix_hits`: a share needs both of one."""
 
 WANTED = frozenset(name for names in NAMES.values() for name in names)
-_WANTED_STARTS = tuple(sorted(name.encode() for name in WANTED))
 
 REPLICA_LABELS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "attn_tp_rank", "attn_cp_rank", "pid"})
 """Ranks that do the same requests together: where several report, they report one load, which is counted once."""
 
 MOST_SERIES = 400
 """Of one reading; an engine has about 20 that are wanted, times its data-parallel ranks."""
-MOST_CHARACTERS_OF_A_SERIES = 400
+MOST_CHARACTERS_OF_A_SERIES = 2000
+"""An exporter in a cluster hangs the labels of a pod on every line."""
 
-_SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?", re.DOTALL)
-_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)', re.DOTALL)
+_SERIES = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:(\{.*\}))?", re.DOTALL)
+_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+type Sign = Literal["=", "!=", "=~", "!~"]
 
 type Series = dict[str, float]
 """A name with its labels as the server wrote them → its value."""
@@ -176,44 +178,84 @@ def parse_series(text: str) -> SeriesName | None:
     found = _SERIES.fullmatch(text)
     if found is None:
         return None
-    labels = []
-    rest, place = found[2] or "", 0
+    conditions = parse_labels(found[2] or "{}")
+    if conditions is None or any(sign != "=" for _, sign, _ in conditions):
+        return None
+    return SeriesName(name=found[1], labels=tuple((label, value) for label, _, value in conditions))
+
+
+def parse_labels(text: str) -> tuple[tuple[str, Sign, str], ...] | None:
+    """The conditions of `{label="value",other!~"expression"}`; None where it is none. A series has only `=`."""
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    conditions = []
+    rest, place = text[1:-1], 0
     while place < len(rest):
         label = _LABEL.match(rest, place)
         if label is None:
             return None
-        value = _ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], label[2])
-        labels.append((label[1], value))
+        value = _ESCAPE.sub(lambda escape: "\n" if escape[1] == "n" else escape[1], label[3])
+        conditions.append((label[1], cast("Sign", label[2]), value))
         place = label.end()
-    return SeriesName(name=found[1], labels=tuple(labels))
+    return tuple(conditions)
 
 
-def read_exposition(body: bytes) -> Series:
-    """The wanted series of a metrics page: Prometheus or OpenMetrics text, or TensorRT-LLM's JSON statistics.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageValue:
+    """One line of a metrics page. The value may be NaN or infinite; a time is rare, and the server's own."""
 
-    A line that is not well formed is left out, as are values that are not finite. Raises NotMetrics where no line of
-    it looks like a metric.
+    series: str  # name and labels as the server wrote them
+    name: SeriesName
+    value: float
+    t_unix_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """The lines of a metrics page that were asked for, in its order."""
+
+    values: tuple[PageValue, ...]
+    is_metrics: bool  # whether any line of it looks like a metric
+
+
+def read_page(body: bytes, names: frozenset[str], *, most: int) -> Page:
+    """The series of `names` on a page of Prometheus text (version 0.0.4) or OpenMetrics text, the first `most` of them.
+
+    A line that is not well formed is left out: one bad line must not cost the page. Times are milliseconds in
+    Prometheus text and seconds in OpenMetrics, which ends with `# EOF`.
     """
-    if body.lstrip()[:1] in (b"[", b"{"):
-        return _read_statistics(body)
-    found: Series = {}
+    starts = tuple(sorted(name.encode() for name in names))
+    scale = 1000.0 if body.rstrip().endswith(b"# EOF") else 1.0
+    found: list[PageValue] = []
     is_metrics = False
     for line in body.splitlines():
-        # An engine's page has thousands of lines, of which twenty are wanted: the rest costs one comparison.
-        if not line.startswith(_WANTED_STARTS):
+        # A page has thousands of lines, of which a few are wanted: the rest costs one comparison.
+        if not line.startswith(starts):
             is_metrics = is_metrics or line.startswith(b"# TYPE ")
             continue
         is_metrics = True
-        read = _read_line(line)
-        if read is not None and len(found) < MOST_SERIES:
-            found[read[0]] = read[1]
-    if not is_metrics:
+        read = _read_line(line, names, scale)
+        if read is not None and len(found) < most:
+            found.append(read)
+    return Page(values=tuple(found), is_metrics=is_metrics)
+
+
+def read_exposition(body: bytes) -> Series:
+    """The wanted series of an engine's page: Prometheus or OpenMetrics text, or TensorRT-LLM's JSON statistics.
+
+    Values that are not finite are left out. Raises NotMetrics where no line of it looks like a metric.
+    """
+    if body.lstrip()[:1] in (b"[", b"{"):
+        return _read_statistics(body)
+    page = read_page(body, WANTED, most=MOST_SERIES)
+    if not page.is_metrics:
         raise NotMetrics
+    found = {line.series: line.value for line in page.values if math.isfinite(line.value)}
     _add_llama_total(found)
     return found
 
 
-def _read_line(line: bytes) -> tuple[str, float] | None:
+def _read_line(line: bytes, names: frozenset[str], time_scale: float) -> PageValue | None:
     text = line.decode("utf-8", "replace")
     name_end = _name_end(text)
     if name_end is None:
@@ -222,13 +264,16 @@ def _read_line(line: bytes) -> tuple[str, float] | None:
     if len(series) > MOST_CHARACTERS_OF_A_SERIES or not rest:
         return None
     parsed = parse_series(series)
-    if parsed is None or parsed.name not in WANTED:
+    if parsed is None or parsed.name not in names:
         return None
     try:
         value = float(rest[0])
+        time = float(rest[1]) * time_scale if len(rest) > 1 and rest[1] != "#" else None
     except ValueError:
         return None
-    return (series, value) if math.isfinite(value) else None
+    if time is not None and not math.isfinite(time):
+        return None
+    return PageValue(series=series, name=parsed, value=value, t_unix_ms=time)
 
 
 def _name_end(text: str) -> int | None:

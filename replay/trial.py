@@ -23,20 +23,21 @@ from replay.drive import FinishedPlay
 from replay.endpoint import Endpoint
 from replay.health import ClientHealth
 from replay.plan import Plan
-from replay.power.source import Meter, PowerSample, PowerSource, SourceInfo
+from replay.power.meter import Meter
+from replay.power.source import PowerSample, SourceInfo
 from replay.protocol import Progress, Protocol
 from replay.record import RequestRecord
 from replay.scrape import Scraper, ServerSample
 from replay.search import Purpose
 from replay.window import Window
 
-TRIAL_VERSION = 2
+TRIAL_VERSION = 3
 
 RECORDS, POWER, SERVER, FACTS = "records.parquet", "power.parquet", "server.parquet", "trial.json"
 
 
 class TrialFault(ValueError):
-    """A trial's folder is not whole or not readable; the sentence names the file."""
+    """A trial's folder, or another with rows of a run, is not whole or not readable; the sentence names the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,6 @@ class TrialFacts:
     finished_plays: tuple[FinishedPlay, ...]
     health: ClientHealth
     longest_delay_s: float  # of any turn of the plan
-    power_period_s: float
     power_sources: tuple[SourceInfo, ...]
     requests: int
     records_sha256: str
@@ -108,7 +108,7 @@ def run_trial(
     *,
     order: TrialOrder,
     protocol: Protocol,
-    sources: Sequence[PowerSource],
+    meter: Meter,
     folder: Path,
     workers: int = 1,
     restart: Restart | None = None,
@@ -122,7 +122,7 @@ def run_trial(
     interrupted trial leaves no folder, unless it is kept. Raises EndpointError when no server answers.
     """
     salt_number = time.time_ns() // 1000
-    with Meter(sources) as meter, Scraper(endpoint) as scraper:
+    with Scraper(endpoint) as scraper:
         played = loop.run(
             driving.drive(
                 plan,
@@ -137,10 +137,11 @@ def run_trial(
                 on_progress=_with_watts(on_progress, meter),
             )
         )
-        meter.stop()
         scraper.stop()
     if played.stop_reason == "interrupted" and not keep_interrupted:
         raise KeyboardInterrupt
+    zero_ns = played.zero_monotonic_ns
+    samples = meter.collect(zero_ns, zero_ns + played.phase_end_ns)
     longest = max(turn.delay_us for script in plan.scripts.values() for turn in script.turns)
     facts = TrialFacts(
         version=TRIAL_VERSION,
@@ -161,8 +162,7 @@ def run_trial(
         finished_plays=played.finished_plays,
         health=played.health,
         longest_delay_s=longest / 1e6,
-        power_period_s=meter.period_s,
-        power_sources=tuple(source.describe() for source in sources),
+        power_sources=meter.infos,
         requests=len(played.records),
         records_sha256="",
         power_sha256="",
@@ -171,8 +171,8 @@ def run_trial(
     trial = Trial(
         facts=facts,
         records=with_ideal(played.records, plan, earlier=earlier),
-        samples=_from_zero(meter.samples, played.zero_monotonic_ns),
-        server=_from_zero(scraper.samples, played.zero_monotonic_ns),
+        samples=_from_zero(samples, zero_ns),
+        server=_from_zero(scraper.samples, zero_ns),
     )
     return write_trial(trial, folder)
 
@@ -212,9 +212,9 @@ def write_trial(trial: Trial, folder: Path) -> Trial:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    _write(_records_frame(trial.records), partial / RECORDS)
-    _write(_samples_frame(trial.samples), partial / POWER)
-    _write(_server_frame(trial.server), partial / SERVER)
+    write_rows(_records_frame(trial.records), partial / RECORDS)
+    write_rows(samples_frame(trial.samples), partial / POWER)
+    write_rows(server_frame(trial.server), partial / SERVER)
     facts = dataclasses.replace(
         trial.facts,
         records_sha256=file_sha256(partial / RECORDS),
@@ -226,7 +226,8 @@ def write_trial(trial: Trial, folder: Path) -> Trial:
     return dataclasses.replace(trial, facts=facts)
 
 
-def _write(frame: polars.DataFrame, path: Path) -> None:
+def write_rows(frame: polars.DataFrame, path: Path) -> None:
+    """Writes a Parquet file; raises TrialFault where the disk takes no more."""
     try:
         frame.write_parquet(path)
     except (polars.exceptions.PolarsError, OSError) as error:  # polars says so of a full disk
@@ -250,18 +251,19 @@ def read_facts(folder: Path) -> TrialFacts:
 def read_trial(folder: Path) -> Trial:
     """A trial with all its rows; raises TrialFault. Digests are not checked here: `verify` does."""
     facts = read_facts(folder)
-    records = _rows(folder / RECORDS, RequestRecord)
-    samples = _rows(folder / POWER, PowerSample)
-    server = _rows(folder / SERVER, ServerSample)
+    records = read_rows(folder / RECORDS, RequestRecord)
+    samples = read_rows(folder / POWER, PowerSample)
+    server = read_rows(folder / SERVER, ServerSample)
     return Trial(facts=facts, records=records, samples=samples, server=server)
 
 
-def _rows[Row](path: Path, kind: type[Row]) -> tuple[Row, ...]:
+def read_rows[Row](path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    """The rows of a Parquet file of a run's folder; raises TrialFault naming it."""
     try:
         rows = polars.read_parquet(path).to_dicts()
         return tuple(msgspec.convert(row, kind) for row in rows)
     except FileNotFoundError as error:
-        raise TrialFault(f"{path} is missing: the trial is not whole") from error
+        raise TrialFault(f"{path} is missing: the run is not whole") from error
     except (polars.exceptions.PolarsError, OSError) as error:
         raise TrialFault(f"{path} is not a readable Parquet file: {error}") from error
     except msgspec.ValidationError as error:
@@ -289,7 +291,8 @@ def _records_frame(records: Sequence[RequestRecord]) -> polars.DataFrame:
     return polars.DataFrame(columns, schema=schema)
 
 
-def _samples_frame(samples: Sequence[PowerSample]) -> polars.DataFrame:
+def samples_frame(samples: Sequence[PowerSample]) -> polars.DataFrame:
+    """Power samples as `power.parquet` holds them."""
     schema = {
         "t_ns": polars.Int64(),
         "device": polars.String(),
@@ -301,6 +304,7 @@ def _samples_frame(samples: Sequence[PowerSample]) -> polars.DataFrame:
     return polars.DataFrame({name: [getattr(sample, name) for sample in samples] for name in schema}, schema=schema)
 
 
-def _server_frame(samples: Sequence[ServerSample]) -> polars.DataFrame:
+def server_frame(samples: Sequence[ServerSample]) -> polars.DataFrame:
+    """Server samples as `server.parquet` holds them."""
     schema = {"t_ns": polars.Int64(), "server": polars.String(), "metric": polars.String(), "value": polars.Float64()}
     return polars.DataFrame({name: [getattr(sample, name) for sample in samples] for name in schema}, schema=schema)

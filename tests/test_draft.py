@@ -54,7 +54,7 @@ def test_sglang_tells_nearly_everything_but_its_key() -> None:
     assert system.gpu_uuids == ("GPU-1", "GPU-2")
     assert "sk-123" not in text
     assert set(system.undisclosed) == {
-        "weights", "moe", "router", "power_cap_w", "pue", "price_per_hour", "tuned_by", "run_by",
+        "weights", "moe", "router", "power_cap_w", "pue", "prices", "provisioned", "tuned_by", "run_by",
     }  # fmt: skip
 
 
@@ -80,12 +80,21 @@ def test_what_nobody_tells_is_a_comment_to_fill_in() -> None:
     system, text = drafted("unknown", {}, context_tokens=None)
     assert system.undisclosed == (  # every key has a line of its own
         "accelerators", *(field.name for field in dataclasses.fields(System) if field.name not in
-        ("name", "accelerators", "model")),
+        ("name", "accelerators", "model", "nodes", "racks", "meters", "pue_kind", "agents_per_engineer")),
     )  # fmt: skip
     assert '# precision = ""  # undisclosed: of the weights' in text
-    assert all(f"# {key} =" in text for key in system.undisclosed[1:])
+    assert all(f"# {key} =" in text or f"# [{key}]" in text for key in system.undisclosed[1:])
     filled = text.replace('# precision = ""', 'precision = "bf16"').replace("# pue =", "pue = 1.2")
-    assert read_system(tomllib.loads(filled), "filled").pue == 1.2
+    filled = filled.replace('# pue_kind = ""', 'pue_kind = "design"')
+    for line in ("[prices]", 'currency = "USD"', "energy_per_kwh =", "[[nodes]]", "[[meters]]", "u_percent ="):
+        filled = filled.replace(f"# {line}", line + (" 1.5" if line.endswith("=") else ""))
+    filled = filled.replace('[[nodes]]\n# name = ""', '[[nodes]]\nname = "NAME"')
+    filled = filled.replace('# device = ""', 'device = "pdu"').replace('# covers = "node NAME"', 'covers = "node NAME"')
+    found = read_system(tomllib.loads(filled), "filled")
+    assert (found.pue, found.pue_kind) == (1.2, "design")
+    assert found.prices is not None
+    assert (found.prices.currency, found.prices.energy_per_kwh) == ("USD", 1.5)
+    assert [(meter.device, meter.covers, meter.u_percent) for meter in found.meters] == [(("pdu",), "node NAME", 1.5)]
 
 
 @given(st.text(max_size=50), st.dictionaries(st.sampled_from(sorted(SGLANG)), st.text() | st.integers() | st.none()))
@@ -185,16 +194,20 @@ def test_the_command_lists_sessions_and_drafts_a_file_that_it_never_overwrites(t
 
 def test_local_gpus_are_those_that_the_driver_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     device = PowerDevice(uid="GPU-1", name="NVIDIA H200", domain="accelerator", limit_w=700.0, wrap_j=None)
+    memory = dataclasses.replace(device, uid="GPU-1/memory", domain="hbm")
     closed = []
 
     class Shown:
+        def __init__(self, *, longest_s: float, **_: object) -> None:
+            assert longest_s == 0  # names are wanted, not what the counters cover
+
         def describe(self) -> SourceInfo:
-            return SourceInfo(kind="nvml", measured=True, version="1", devices=(device,), notes=())
+            return SourceInfo(kind="nvml", measured=True, version="1", devices=(device, memory), notes=())
 
         def close(self) -> None:
             closed.append(True)
 
-    def absent() -> Shown:
+    def absent(**_: object) -> Shown:
         raise PowerFault("no driver")
 
     monkeypatch.setattr("replay.power.nvml.NvmlSource", Shown)

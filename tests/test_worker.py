@@ -206,7 +206,7 @@ def test_a_disk_that_is_full_ends_the_trial(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_at_the_end_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(TrialFault, match=r"/dev/full cannot be written: .*No space left"):
-        trial._write(polars.DataFrame({"a": list(range(100_000))}), Path("/dev/full"))
+        trial.write_rows(polars.DataFrame({"a": list(range(100_000))}), Path("/dev/full"))
     open_file = os.open
     monkeypatch.setattr("os.open", lambda *_: open_file("/dev/full", os.O_WRONLY))
     with pytest.raises(OSError, match="No space left") as fault:
@@ -280,8 +280,8 @@ def test_one_long_stall_is_not_one_sample_among_many() -> None:
     watch = run(main())
     lags = sorted(watch._lag_ns, reverse=True)
     assert lags[0] > 250e6
-    assert all(before - after < 11e6 for before, after in itertools.pairwise(lags[:20]))
+    assert all(before - after < 21e6 for before, after in itertools.pairwise(lags[:20]))  # one sample in 20 ms
     first, last = watch._sampled_at_ns[0], watch._sampled_at_ns[-1]
     health = watch.judge(first, last + 1)
     assert health.late
-    assert health.socket_backlog_max_bytes == 640
+    assert health.socket_backlog_max_bytes == 320

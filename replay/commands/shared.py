@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST_S = 86_400.0
 """Of one phase: a day."""
+LONGEST_IDLE_S = 600.0
 
 
 @contextlib.contextmanager
@@ -158,14 +159,26 @@ plan_options = _choose(
 PLAN_OPTION_NAMES = frozenset(option.name for option in getattr(plan_options(lambda: None), "__click_params__", ()))
 """The parameters that `plan_options` adds: everything that shapes a plan."""
 
+power_option = click.option(
+    "--power",
+    "powers",
+    multiple=True,
+    metavar="SOURCE",
+    help="Where watts come from; repeatable. nvml[,scope=module]; rapl; declared:700W or declared:700W*8; "
+    "exporter:URL[,map=FILE][,match={…}][,header-env=NAME=VARIABLE]; prometheus:URL,match={…}, and alike; "
+    "https://HOST:PORT,token-env=VARIABLE[,ca-file=FILE]; command:PROGRAM ARGUMENT…; file:PATH.",
+)
+
 meter_options = _choose(
     [
+        power_option,
         click.option(
-            "--power",
-            "powers",
-            multiple=True,
-            metavar="SOURCE",
-            help="nvml, rapl or declared:700W (declared:700W*8 for eight); repeatable.",
+            "--idle",
+            "idle_s",
+            type=click.FloatRange(min=0),
+            metavar="S",
+            help="Read the power with no request under way for so many seconds, before the first trial and after the "
+            "last. [default: 20 for class screen, 5 with --quick, 60 for standard and record, 0 for a single trial]",
         ),
         click.option("--system", "system_file", type=FILE, help="system.toml: the system under test, disclosed."),
         click.option(
@@ -190,6 +203,13 @@ def endpoint_of(options: dict[str, Any]) -> Endpoint:
         return Endpoint(**{name: options.pop(name) for name in names})
     except EndpointError as fault:  # nothing was asked yet: it is the words that are wrong
         raise click.UsageError(str(fault)) from fault
+
+
+def idle_seconds(asked: float | None) -> float | None:
+    """What --idle asks; raises UsageError where that is longer than anybody waits."""
+    if asked is not None and not asked <= LONGEST_IDLE_S:  # neither infinite nor no number at all
+        raise click.UsageError(f"--idle is {asked:g} s; the longest is {LONGEST_IDLE_S:g}")
+    return asked
 
 
 def service_levels(texts: tuple[str, ...]) -> tuple[Slo, ...]:

@@ -12,9 +12,17 @@ class DeclaredSource:
 
     def __init__(self, watts: float, count: int) -> None:
         self._watts = watts
+        name = f"declared:{watts:g}W*{count}"  # of two nameplates each device keeps its own name
         self._devices = tuple(
-            PowerDevice(uid=f"declared-{index}", name="declared", domain="declared", limit_w=watts, wrap_j=None)
-            for index in range(count)
+            PowerDevice(
+                uid=f"{name}/{number}",
+                name="declared",
+                domain="declared",
+                limit_w=watts,
+                wrap_j=None,
+                place=(f"{name}/{number}",),
+            )
+            for number in range(1, count + 1)
         )
 
     def describe(self) -> SourceInfo:

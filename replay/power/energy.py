@@ -2,34 +2,46 @@
 
 The law: **a reading that is missing never makes a system look better.**
 
-1. A counter is used before a gauge: it has integrated in the device what we could only sample.
-2. Between two adjacent readings a window's edge is interpolated linearly. Adjacent means at most 1.5 periods apart.
-   Where a reading is missing at an edge, the counter is charged from the last reading before the window, or to the
-   first one after it: more than the window used, never less.
-3. A gauge is integrated by trapezoids between adjacent readings; where a reading is missing, the device is charged
-   at its power limit. A gauge without a known limit cannot be bridged.
-4. A hole longer than max(3 s, 5 periods), a window without readings on both sides, a device that was lost: no energy
-   is known, and the estimate is invalid. It is never zero and never shorter.
-5. A counter that falls has wrapped (where its range is known) or was reset: over that interval the gauge is charged
-   instead, and the estimate says so.
+1. A device that has a counter is measured by it: it has integrated what we could only sample. A gauge stands beside it
+   as a cross-check, and fills an interval in which the counter fell or jumped. A counter's reading that is missing is
+   never replaced by a gauge's.
+2. Of a counter's readings the first of each value counts: those more than a latch later show it again, older. Between
+   two readings with none missing between them (at most 1.5 periods apart) a window's edge is interpolated. Where one is
+   missing, the window is charged the whole rise, or what the device can draw inside it at 1.2 times its limit,
+   whichever is less.
+3. Inside the window a counter's rise is known however long nobody looked, if a reset or a second wrap in that time
+   would show: the counter stood above what the device can draw in it. Else a hole is one.
+4. A gauge is integrated by trapezoids between adjacent readings, repeated values held; where a reading is missing, the
+   device is charged at its power limit. A gauge without a known limit cannot be bridged, and one that shows a new
+   value less often than every 2 s is not integrated at all.
+5. A hole longer than max(3 s, 5 periods), a window without readings on both sides, a device that was lost, a gauge that
+   is stale, a unit that cannot be right, a counter whose scope is not known: no energy is known, and the estimate is
+   invalid. It is never zero and never shorter.
+6. A counter that falls has wrapped (where its range is known) or was reset.
+7. A total is the sum over every device of its set. One that is missing, invalid, shown twice or that overlaps another
+   leaves no total.
 
-Therefore splitting a window conserves energy (and never loses any where readings are missing), adding a device
-never lowers a total, and dropping samples never raises agents per megawatt. tests/test_energy.py holds all three.
+Therefore splitting a window conserves energy (and never loses any where readings are missing), adding a device never
+lowers a total, dropping samples never raises agents per megawatt, and neither order nor duplicates matter.
+tests/test_energy_properties.py holds all of it.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from replay.power.source import PowerDevice, PowerDomain, PowerSample, SourceInfo
+from replay.power.counter import integrate_counter
+from replay.power.cross_check import counter_fault, unit_fault
+from replay.power.domain import Scope, ScopeSet
+from replay.power.gauge import Gauge, integrate_gauge
+from replay.power.integral import Cadence, Integral, Points
+from replay.power.source import DeviceState, PowerDevice, PowerDomain, PowerSample, SourceInfo
 
-ADJACENT_PERIODS = 1.5
 GAIN_RELATIVE = 0.05 / math.sqrt(3)  # uncalibrated device sensors: ±5 %, rectangular (JCGM 100:2008, 4.3.7)
-LATCH_S = 0.1  # how stale a counter may be; the update period is undocumented, 20–100 ms are seen
 CROSS_CHECK = 0.05  # counter and gauge that differ by more are both published and flagged
+MEAN_OVER_LIMIT = 1.05  # of a device's mean power over its limit; more is flagged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +52,14 @@ class EnergyEstimate:
     domain: PowerDomain
     method: str  # counter | gauge | declared | none
     energy_j: float | None
+    withheld_j: float | None  # what the readings would give if they could be believed; no total ever holds it
     gauge_energy_j: float | None  # the cross-check, where a counter was used and a gauge was read too
-    u_gain_j: float  # common to all devices of a kind: add it linearly
-    u_rest_j: float  # independent between devices: add it in squares
+    u_gain_j: float  # common to all devices of a model: add it linearly
+    u_clock_j: float  # common to all devices of a source: add it linearly
+    u_latch_j: float  # this and the next two are independent between devices: add them in squares
+    u_sampling_j: float
+    u_gap_j: float
+    u_rest_j: float  # all but the gain, together
     coverage: float  # share of the window between readings close enough to count
     largest_gap_s: float | None
     readings: int
@@ -50,311 +67,278 @@ class EnergyEstimate:
     valid: bool
     reasons: tuple[str, ...]
 
+    @property
+    def u_own_j(self) -> float:
+        """The standard uncertainty that this device shares with no other."""
+        return math.hypot(self.u_latch_j, self.u_sampling_j, self.u_gap_j)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerTotal:
-    """Mean power of one source over one window: a sum over its expected devices, or nothing."""
+    """Mean power of one scope over one window: a sum over its expected devices, or nothing."""
 
-    source: str
-    domain: PowerDomain
+    scope: Scope
+    sources: tuple[str, ...]  # names of those that show its devices
     measured: bool
     devices: tuple[EnergyEstimate, ...]
     energy_j: float | None
     power_w: float | None
     power_u_w: float | None  # expanded, k = 2
+    u_gain_w: float | None  # standard (k = 1), common to all windows that these sensors measure
+    u_rest_w: float | None  # standard (k = 1), of this window alone
     valid: bool
     reasons: tuple[str, ...]
+    sensors: tuple[str, ...]  # models of its devices, sorted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Span:
-    """Part of an integral: joules between two readings, clipped to the window."""
+class _Shown:
+    """A device as a source shows it."""
 
-    energy_j: float | None
-    covered_s: float
-    gap_s: float
+    info: SourceInfo
+    device: PowerDevice
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Integral:
-    energy_j: float | None
-    coverage: float
-    largest_gap_s: float | None
-    u_rest_j: float
-    readings: int
-    flags: tuple[str, ...]
-    reasons: tuple[str, ...]
+    @property
+    def source(self) -> str:
+        return self.info.name or self.info.kind
 
 
-type _Series = tuple[list[int], list[float]]
-
-
-def total_power(
-    source: SourceInfo, samples: Sequence[PowerSample], *, start_ns: int, end_ns: int, period_s: float
-) -> PowerTotal:
-    """Integrates every device of a source over [start, end) and adds them; one invalid device voids the total."""
-    by_device: dict[str, list[PowerSample]] = {device.uid: [] for device in source.devices}
+def scope_totals(
+    infos: Sequence[SourceInfo],
+    samples: Iterable[PowerSample],
+    scopes: Mapping[Scope, ScopeSet],
+    *,
+    start_ns: int,
+    end_ns: int,
+) -> tuple[PowerTotal, ...]:
+    """One total per scope over [start, end), over all sources; a missing, overlapping or invalid device voids it."""
+    by_device: dict[str, list[PowerSample]] = {}
     for sample in samples:
-        if sample.device in by_device:
-            by_device[sample.device].append(sample)
-    estimates = tuple(
-        integrate(by_device[device.uid], device, start_ns=start_ns, end_ns=end_ns, period_s=period_s)
-        for device in source.devices
-    )
-    reasons = [f"{estimate.device}: {reason}" for estimate in estimates for reason in estimate.reasons]
-    if not estimates:
-        reasons.append(f"the source {source.kind} has no device")
+        by_device.setdefault(sample.device, []).append(sample)
+    shown: dict[str, list[_Shown]] = {}
+    for info in infos:
+        for device in info.devices:
+            shown.setdefault(device.uid, []).append(_Shown(info=info, device=device))
+    estimates = {
+        uid: _estimate(by_device.get(uid, ()), shown[uid][0], start_ns, end_ns)
+        for uid in {uid for scope in scopes.values() for uid in scope.devices}
+        if uid in shown
+    }
     seconds = (end_ns - start_ns) / 1e9
-    energies = [estimate.energy_j for estimate in estimates if estimate.energy_j is not None]
-    valid = not reasons and len(energies) == len(estimates) and seconds > 0
-    energy_j = math.fsum(energies) if valid else None
-    gain = sum(estimate.u_gain_j for estimate in estimates)
-    rest = math.sqrt(sum(estimate.u_rest_j**2 for estimate in estimates))
-    return PowerTotal(
-        source=source.kind,
-        domain=source.devices[0].domain if source.devices else "declared",
-        measured=source.measured,
-        devices=estimates,
-        energy_j=energy_j,
-        power_w=None if energy_j is None else energy_j / seconds,
-        power_u_w=None if energy_j is None else 2 * math.hypot(gain, rest) / seconds,
-        valid=valid,
+    return tuple(_total(scope, shown, estimates, seconds) for scope in scopes.values())
+
+
+def integrate(
+    samples: Sequence[PowerSample],
+    device: PowerDevice,
+    *,
+    start_ns: int,
+    end_ns: int,
+    period_s: float,
+    refresh_s: float | None = None,
+    clock_u_s: float = 0.0,
+    state: DeviceState | None = None,
+) -> EnergyEstimate:
+    """Energy of one device over [start, end), by the law above. `samples` are of this device, in any order."""
+    if end_ns <= start_ns:
+        return _none(device, "the window is empty")
+    if device.domain == "declared":
+        return _declared(samples, device, start_ns, end_ns)
+    latch_s = device.latch_s if device.latch_s is not None or state is None else state.counter_latch_s
+    cadence = Cadence(period_s=period_s, refresh_s=refresh_s, latch_s=latch_s, clock_u_s=clock_u_s)
+    counter = Points.of(samples, "energy_j")
+    gauge = _gauge(samples)
+    # A lost device stays lost: a reading after the window's start, or shortly before it, voids the device.
+    horizon_ns = start_ns - round(cadence.pace(counter).hole_s * 1e9)
+    if any(sample.flag == "lost" and horizon_ns <= sample.t_ns <= end_ns for sample in samples):
+        return _none(device, "the device was lost while it was measured")
+    flags = _reading_flags(samples, start_ns, end_ns)
+    fault, scope_flag = counter_fault(counter, gauge, device, state)
+    if fault is not None:
+        return _none(device, fault)
+    if scope_flag is not None:
+        flags.append(scope_flag)
+        counter = Points(times=(), values=())
+    by_gauge = integrate_gauge(gauge, device, cadence, start_ns, end_ns) if gauge is not None else None
+    by_counter = integrate_counter(counter, gauge, device, cadence, start_ns, end_ns) if len(counter) else None
+    if _stands_still(counter, start_ns, end_ns):
+        flags.append("counter_stuck")
+        if by_gauge is None:
+            return _none(device, "the energy counter did not move")
+        by_counter = None
+    chosen = by_counter or by_gauge
+    if chosen is None:
+        return _none(device, "the device reports neither energy nor power")
+    reasons = list(chosen.reasons)
+    wrong_unit = unit_fault(counter if by_counter is not None else None, gauge, device, start_ns, end_ns)
+    if wrong_unit is not None:
+        reasons.insert(0, wrong_unit)
+    energy_j = chosen.energy_j
+    if not energy_j and not reasons:
+        reasons.append("no energy was drawn, by its own sensor: that is none")
+    gauge_energy_j = by_gauge.usable_j if by_gauge is not None and chosen is by_counter else None
+    if gauge_energy_j and energy_j and abs(energy_j / gauge_energy_j - 1) > CROSS_CHECK:
+        flags.append("counter_and_gauge_disagree")
+    seconds = (end_ns - start_ns) / 1e9
+    if device.limit_w is not None and energy_j and energy_j > MEAN_OVER_LIMIT * device.limit_w * seconds:
+        flags.append("mean_over_limit")
+    flags += chosen.flags
+    if chosen is by_counter and by_gauge is not None:
+        flags += [flag for flag in by_gauge.flags if flag in ("gauge_over_limit", "gauge_stale")]
+    gain = GAIN_RELATIVE if device.u_gain is None else device.u_gain
+    u_clock_j = chosen.edge_step_w * math.hypot(clock_u_s, chosen.lag_s)
+    return EnergyEstimate(
+        device=device.uid,
+        domain=device.domain,
+        method="counter" if chosen is by_counter else "gauge",
+        energy_j=None if reasons else energy_j,
+        withheld_j=energy_j if reasons else None,
+        gauge_energy_j=gauge_energy_j,
+        u_gain_j=gain * (energy_j or 0.0),
+        u_clock_j=u_clock_j,
+        u_latch_j=chosen.u_latch_j,
+        u_sampling_j=chosen.u_sampling_j,
+        u_gap_j=chosen.u_gap_j,
+        u_rest_j=math.hypot(u_clock_j, chosen.u_latch_j, chosen.u_sampling_j, chosen.u_gap_j),
+        coverage=chosen.coverage,
+        largest_gap_s=chosen.largest_gap_s,
+        readings=chosen.readings,
+        flags=tuple(dict.fromkeys(flags)),
+        valid=not reasons,
         reasons=tuple(reasons),
     )
 
 
-def integrate(
-    samples: Sequence[PowerSample], device: PowerDevice, *, start_ns: int, end_ns: int, period_s: float
-) -> EnergyEstimate:
-    """Energy of one device over [start, end), by the law above. `samples` are of this device, in any order."""
-    if end_ns <= start_ns:
-        return _invalid(device, "the window is empty")
-    if device.domain == "declared":
-        return _declared(samples, device, start_ns, end_ns)
-    # A lost device stays lost: a reading after the window's start, or shortly before it, voids the device.
-    horizon_ns = start_ns - round(_hole_s(period_s) * 1e9)
-    if any(sample.flag == "lost" and horizon_ns <= sample.t_ns <= end_ns for sample in samples):
-        return _invalid(device, "the device was lost while it was measured")
-    flags: list[str] = []
-    gauge_series = _series(samples, "power_w")
-    gauge = _integrate_gauge(gauge_series, device, start_ns, end_ns, period_s) if gauge_series[0] else None
-    counter_series = _series(samples, "energy_j")
-    counter = None
-    if counter_series[0]:
-        counter = _integrate_counter(counter_series, gauge_series, device, start_ns, end_ns, period_s)
-        if counter.energy_j == 0 and not counter.reasons:
-            flags.append("counter_stuck")
-            if gauge is None or gauge.energy_j is None:
-                return _invalid(device, "the energy counter did not move")
-            counter = None
-    if counter is not None and (counter.energy_j is not None or gauge is None or gauge.energy_j is None):
-        chosen, method = counter, "counter"
-    elif gauge is not None:
-        chosen, method = gauge, "gauge"
-        flags += ["counter_unusable"] if counter is not None else []
-    else:
-        return _invalid(device, "the device reports neither energy nor power")
-    gauge_energy_j = gauge.energy_j if gauge is not None and method == "counter" else None
-    if gauge_energy_j and chosen.energy_j and abs(chosen.energy_j / gauge_energy_j - 1) > CROSS_CHECK:
-        flags.append("counter_and_gauge_disagree")
+def _estimate(samples: Sequence[PowerSample], shown: _Shown, start_ns: int, end_ns: int) -> EnergyEstimate:
+    return integrate(
+        samples,
+        shown.device,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        period_s=shown.info.period_s,
+        refresh_s=shown.info.refresh_s,
+        clock_u_s=shown.info.clock_u_s,
+        state=next((state for state in shown.info.states if state.device == shown.device.uid), None),
+    )
+
+
+def _total(
+    scope: ScopeSet, shown: Mapping[str, Sequence[_Shown]], estimates: Mapping[str, EnergyEstimate], seconds: float
+) -> PowerTotal:
+    reasons = [f"{what} is expected, and no power source shows it" for what in scope.missing]
+    reasons += [
+        f"{outer} and {inner} overlap: the same watts would be counted twice" for outer, inner in scope.overlaps
+    ]
+    for uid in dict.fromkeys(scope.devices):
+        sources = [item.source for item in shown.get(uid, ())]
+        if not sources and uid not in scope.missing:
+            reasons.append(f"{uid} is expected, and no power source shows it")
+        elif len(sources) > 1:
+            reasons.append(f"{uid} is shown by {' and by '.join(sources)}")
+    if len(set(scope.devices)) < len(scope.devices):
+        reasons.append("a device is named twice")
+    if not scope.devices and not reasons:
+        reasons.append("no device is expected")
+    found = [(shown[uid][0], estimates[uid]) for uid in scope.devices if uid in estimates]
+    reasons += [f"{estimate.device}: {reason}" for _, estimate in found for reason in estimate.reasons]
+    energies = [estimate.energy_j for _, estimate in found if estimate.energy_j is not None]
+    valid = not reasons and len(energies) == len(scope.devices) and seconds > 0
+    gain_j, rest_j = _uncertainties(found)
+    energy_j = math.fsum(energies) if valid else None
+    return PowerTotal(
+        scope=scope.scope,
+        sources=tuple(dict.fromkeys(item.source for item, _ in found)),
+        measured=bool(found) and all(item.info.measured for item, _ in found),
+        devices=tuple(estimate for _, estimate in found),
+        energy_j=energy_j,
+        power_w=None if energy_j is None else energy_j / seconds,
+        power_u_w=None if energy_j is None else 2 * math.hypot(gain_j, rest_j) / seconds,
+        u_gain_w=None if energy_j is None else gain_j / seconds,
+        u_rest_w=None if energy_j is None else rest_j / seconds,
+        valid=valid,
+        reasons=tuple(dict.fromkeys(reasons)),
+        sensors=tuple(sorted({item.device.name for item, _ in found})),
+    )
+
+
+def _uncertainties(found: Iterable[tuple[_Shown, EnergyEstimate]]) -> tuple[float, float]:
+    """Standard uncertainties of a sum, in joules: of the sensors' gain, and the rest.
+
+    What devices have in common is added linearly, a gain by model and a clock by source; all else in squares.
+    """
+    gains: dict[str, float] = {}
+    clocks: dict[str, float] = {}
+    own = 0.0
+    for item, estimate in found:
+        gains[item.device.name] = gains.get(item.device.name, 0.0) + estimate.u_gain_j
+        clocks[item.source] = clocks.get(item.source, 0.0) + estimate.u_clock_j
+        own = math.hypot(own, estimate.u_own_j)
+    return math.hypot(*gains.values()), math.hypot(own, *clocks.values())
+
+
+def _gauge(samples: Sequence[PowerSample]) -> Gauge | None:
+    """The averaging gauge, else the one that does not average: it sees less between two readings."""
+    averaged = Points.of(samples, "power_w")
+    if len(averaged):
+        return Gauge(readings=averaged, averages=True)
+    instant = Points.of(samples, "power_instant_w")
+    return Gauge(readings=instant, averages=False) if len(instant) else None
+
+
+def _stands_still(counter: Points, start_ns: int, end_ns: int) -> bool:
+    """Whether a counter that was read before and after the window rose nowhere around it."""
+    span = counter.bracket(start_ns, end_ns)
+    return span is not None and len(set(counter.values[span[0] : span[1] + 1])) == 1
+
+
+def _reading_flags(samples: Sequence[PowerSample], start_ns: int, end_ns: int) -> list[str]:
+    """What readings inside the window failed with, each once."""
+    inside = [sample for sample in samples if start_ns <= sample.t_ns <= end_ns]
+    answered = {sample.kind for sample in inside if sample.flag == "ok"}
+    flags = [
+        f"reading_{sample.flag}"
+        for sample in inside
+        # A reading that a device never has is no failure.
+        if sample.flag in ("error", "blank") or (sample.flag == "unsupported" and sample.kind in answered)
+    ]
+    flags += [
+        "gauge_zero" for sample in inside if sample.kind != "energy_j" and sample.flag == "ok" and not sample.value
+    ]
+    return sorted(set(flags))
+
+
+def _declared(samples: Sequence[PowerSample], device: PowerDevice, start_ns: int, end_ns: int) -> EnergyEstimate:
+    """A nameplate: a convention, which holds or does not and has no uncertainty."""
+    values = {sample.value for sample in samples}
+    if device.limit_w is None or values != {device.limit_w}:
+        return _none(device, "the samples do not hold the declared watts")
+    energy_j = device.limit_w * (end_ns - start_ns) / 1e9
+    whole = Integral(energy_j=energy_j, coverage=1.0, readings=len(samples), flags=("declared",))
+    return _plain(device, "declared", whole)
+
+
+def _none(device: PowerDevice, reason: str) -> EnergyEstimate:
+    return _plain(device, "none", Integral(energy_j=None, reasons=(reason,)))
+
+
+def _plain(device: PowerDevice, method: str, found: Integral) -> EnergyEstimate:
     return EnergyEstimate(
         device=device.uid,
         domain=device.domain,
         method=method,
-        energy_j=chosen.energy_j,
-        gauge_energy_j=gauge_energy_j,
-        u_gain_j=GAIN_RELATIVE * (chosen.energy_j or 0.0),
-        u_rest_j=chosen.u_rest_j,
-        coverage=chosen.coverage,
-        largest_gap_s=chosen.largest_gap_s,
-        readings=chosen.readings,
-        flags=tuple(dict.fromkeys((*flags, *chosen.flags))),
-        valid=chosen.energy_j is not None,
-        reasons=chosen.reasons,
-    )
-
-
-def _integrate_counter(
-    series: _Series, gauge: _Series, device: PowerDevice, start_ns: int, end_ns: int, period_s: float
-) -> _Integral:
-    times, joules = series
-    span = _bracket(times, start_ns, end_ns)
-    if span is None:
-        return _unusable("the energy counter was not read on both sides of the window", len(times))
-    flags: list[str] = []
-    reasons: list[str] = []
-    parts: list[_Span] = []
-    adjacent_s = ADJACENT_PERIODS * period_s
-    for index in range(*span):
-        low_ns, high_ns = times[index], times[index + 1]
-        gap_s = (high_ns - low_ns) / 1e9
-        inside_s = _overlap_s(low_ns, high_ns, start_ns, end_ns)
-        rise = joules[index + 1] - joules[index]
-        if rise < 0 and device.wrap_j is not None:
-            rise += device.wrap_j
-            flags.append("counter_wrapped")
-        implausible = device.limit_w is not None and rise > 1.2 * device.limit_w * (gap_s + 1.0)
-        if rise < 0 or implausible:
-            flags.append("counter_reset" if rise < 0 else "counter_jump")
-            filled = _integrate_gauge(gauge, device, max(low_ns, start_ns), min(high_ns, end_ns), period_s)
-            if filled.energy_j is None:
-                reasons.append("the energy counter fell or jumped and no power gauge covers that interval")
-            parts.append(_Span(energy_j=filled.energy_j, covered_s=inside_s, gap_s=gap_s))
-            continue
-        whole = inside_s * 1e9 >= high_ns - low_ns
-        # Law 2: interpolate only between adjacent readings, else charge the whole interval.
-        share = 1.0 if whole or gap_s > adjacent_s else inside_s / gap_s
-        parts.append(_Span(energy_j=rise * share, covered_s=inside_s, gap_s=gap_s))
-    window_s = (end_ns - start_ns) / 1e9
-    result = _sum(parts, window_s, period_s, "energy counter")
-    power_w = (result.energy_j or 0.0) / window_s
-    return _Integral(
-        energy_j=None if reasons else result.energy_j,
-        coverage=result.coverage,
-        largest_gap_s=result.largest_gap_s,
-        u_rest_j=math.sqrt(2) * power_w * LATCH_S / math.sqrt(12),
-        readings=len(parts) + 1,
-        flags=tuple(flags),
-        reasons=(*reasons, *result.reasons),
-    )
-
-
-def _integrate_gauge(series: _Series, device: PowerDevice, start_ns: int, end_ns: int, period_s: float) -> _Integral:
-    times, watts = series
-    span = _bracket(times, start_ns, end_ns)
-    if span is None:
-        return _unusable("the power gauge was not read on both sides of the window", len(times))
-    flags: list[str] = []
-    reasons: list[str] = []
-    parts: list[_Span] = []
-    steps_squared = 0.0
-    adjacent_s = ADJACENT_PERIODS * period_s
-    for index in range(*span):
-        low_ns, high_ns = times[index], times[index + 1]
-        low_w, high_w = watts[index], watts[index + 1]
-        gap_s = (high_ns - low_ns) / 1e9
-        inside_s = _overlap_s(low_ns, high_ns, start_ns, end_ns)
-        if device.limit_w is not None and max(low_w, high_w) > 1.1 * device.limit_w:
-            flags.append("gauge_over_limit")
-        if gap_s <= adjacent_s:
-            slope = (high_w - low_w) / gap_s
-            from_s = max(0, start_ns - low_ns) / 1e9
-            energy_j = (low_w + slope * (from_s + inside_s / 2)) * inside_s
-            steps_squared += (high_w - low_w) ** 2
-        elif device.limit_w is not None:
-            energy_j = max(device.limit_w, low_w, high_w) * inside_s
-            flags.append("gauge_hole_charged_at_limit")
-        else:
-            energy_j = 0.0
-            reasons.append("a gauge reading is missing and the device's power limit is not known")
-        parts.append(_Span(energy_j=energy_j, covered_s=inside_s, gap_s=gap_s))
-    result = _sum(parts, (end_ns - start_ns) / 1e9, period_s, "power gauge")
-    return _Integral(
-        energy_j=None if reasons else result.energy_j,
-        coverage=result.coverage,
-        largest_gap_s=result.largest_gap_s,
-        # Each step between two readings may have happened anywhere between them.
-        u_rest_j=period_s * math.sqrt(steps_squared / 12),
-        readings=len(parts) + 1,
-        flags=tuple(flags),
-        reasons=(*dict.fromkeys(reasons), *result.reasons),
-    )
-
-
-def _sum(parts: list[_Span], window_s: float, period_s: float, what: str) -> _Integral:
-    hole_s = _hole_s(period_s)
-    largest = max(part.gap_s for part in parts)
-    covered = sum(part.covered_s for part in parts if part.gap_s <= hole_s)
-    reasons = (f"the {what} has a hole of {largest:.1f} s, more than {hole_s:.1f} s",) if largest > hole_s else ()
-    energies = [part.energy_j for part in parts if part.energy_j is not None]
-    return _Integral(
-        energy_j=None if reasons or len(energies) < len(parts) else math.fsum(energies),
-        coverage=min(1.0, covered / window_s),
-        largest_gap_s=largest,
-        u_rest_j=0.0,
-        readings=len(parts) + 1,
-        flags=(),
-        reasons=reasons,
-    )
-
-
-def _hole_s(period_s: float) -> float:
-    return max(3.0, 5 * period_s)
-
-
-def _bracket(times: list[int], start_ns: int, end_ns: int) -> tuple[int, int] | None:
-    """Positions of the readings around the window: the last at or before its start, the first at or after its end."""
-    first = bisect_right(times, start_ns) - 1
-    last = bisect_left(times, end_ns)
-    if first < 0 or last >= len(times):
-        return None
-    return first, last
-
-
-def _overlap_s(low_ns: int, high_ns: int, start_ns: int, end_ns: int) -> float:
-    return max(0, min(high_ns, end_ns) - max(low_ns, start_ns)) / 1e9
-
-
-def _series(samples: Sequence[PowerSample], kind: str) -> _Series:
-    by_time = {
-        sample.t_ns: sample.value
-        for sample in samples
-        if sample.kind == kind
-        and sample.flag == "ok"
-        and sample.value is not None
-        # A device that is on never draws 0 W: a gauge that says so is a gauge that did not answer.
-        and (kind == "energy_j" or sample.value > 0)
-    }
-    times = sorted(by_time)
-    return times, [by_time[time] for time in times]
-
-
-def _declared(samples: Sequence[PowerSample], device: PowerDevice, start_ns: int, end_ns: int) -> EnergyEstimate:
-    values = {sample.value for sample in samples}
-    if device.limit_w is None or values != {device.limit_w}:
-        return _invalid(device, "the samples do not hold the declared watts")
-    return EnergyEstimate(
-        device=device.uid,
-        domain=device.domain,
-        method="declared",
-        energy_j=device.limit_w * (end_ns - start_ns) / 1e9,
+        energy_j=found.usable_j,
+        withheld_j=None,
         gauge_energy_j=None,
         u_gain_j=0.0,
+        u_clock_j=0.0,
+        u_latch_j=0.0,
+        u_sampling_j=0.0,
+        u_gap_j=0.0,
         u_rest_j=0.0,
-        coverage=1.0,
+        coverage=found.coverage,
         largest_gap_s=None,
-        readings=len(samples),
-        flags=("declared",),
-        valid=True,
-        reasons=(),
-    )
-
-
-def _invalid(device: PowerDevice, reason: str) -> EnergyEstimate:
-    return EnergyEstimate(
-        device=device.uid,
-        domain=device.domain,
-        method="none",
-        energy_j=None,
-        gauge_energy_j=None,
-        u_gain_j=0.0,
-        u_rest_j=0.0,
-        coverage=0.0,
-        largest_gap_s=None,
-        readings=0,
-        flags=(),
-        valid=False,
-        reasons=(reason,),
-    )
-
-
-def _unusable(reason: str, readings: int) -> _Integral:
-    return _Integral(
-        energy_j=None,
-        coverage=0.0,
-        largest_gap_s=None,
-        u_rest_j=0.0,
-        readings=readings,
-        flags=(),
-        reasons=(reason,),
+        readings=found.readings,
+        flags=found.flags,
+        valid=not found.reasons,
+        reasons=found.reasons,
     )

@@ -1,25 +1,32 @@
-"""What a power source is, what it reads, and the thread that reads all of them at a stated rate."""
+"""What a power source is, and what it reads."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
-type PowerDomain = Literal["accelerator", "cpu_package", "declared"]
-"""What a device's watts cover. Domains are never added to each other: a total is a sum inside one domain."""
+type PowerDomain = Literal[
+    "facility",
+    "rack",
+    "node",
+    "cpu_package",
+    "dram",
+    "module",
+    "accelerator",
+    "hbm",
+    "nic",
+    "switch",
+    "declared",
+]
+"""What a device's watts cover; `replay.power.domain` says which domain lies inside which."""
 
-type SampleKind = Literal["energy_j", "power_w"]
+type SampleKind = Literal["energy_j", "power_w", "power_instant_w"]
+"""A counter of joules, a gauge that averages over about a second, and one that does not."""
 
-type SampleFlag = Literal["ok", "unsupported", "lost", "error"]
+type SampleFlag = Literal["ok", "unsupported", "lost", "error", "blank"]
+"""`blank`: the source answered with a value that stands for none."""
 
 PERIOD_S = 0.2  # counters latch every 20–100 ms: 5 Hz keeps the error at the window's edges under 1 % of 20 s
-
-
-LATEST = 256  # samples that are looked at for the watts of now: some readings of many devices
 
 
 class PowerFault(Exception):
@@ -35,17 +42,50 @@ class PowerDevice:
     domain: PowerDomain
     limit_w: float | None  # the enforced power limit, in watts
     wrap_j: float | None  # the counter starts again at 0 after this many joules; None where it does not wrap
+    host: str | None = None  # the machine it is in, where the source says
+    place: tuple[str, ...] = ()  # from the outermost known container to itself: ("rack r1", "node n1", "accelerator U")
+    latch_s: float | None = None  # how often its counter changes, as measured; None: not known
+    u_gain: float | None = None  # standard relative uncertainty of its gain; None: an uncalibrated device's own sensor
+    u_evidence: str | None = None  # what that rests on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceState:
+    """What a device said of itself when its source was opened; None where it does not say."""
+
+    device: str
+    counter_scope: Literal["accelerator", "module", "unknown"] | None = None  # by its slope against both gauges
+    counter_latch_s: float | None = None
+    gauge_latch_s: float | None = None
+    scopes: tuple[str, ...] = ()  # readings that answered, for example "accelerator power_w", "hbm power_w"
+    power_limit_w: float | None = None  # enforced
+    default_limit_w: float | None = None
+    highest_limit_w: float | None = None
+    ecc: bool | None = None
+    mig: bool | None = None
+    processes: int | None = None  # that use it
+    temperature_c: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    throttled_by: tuple[str, ...] = ()
+    power_profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
     """What a source is and which devices it charges."""
 
-    kind: str  # nvml | rapl | declared
+    kind: str  # nvml | rapl | declared | exporter | prometheus | remote | command | file
     measured: bool
     version: str | None  # of the driver or interface
     devices: tuple[PowerDevice, ...]
     notes: tuple[str, ...]
+    name: str = ""  # unique in a run: as --power names it, without anything secret
+    period_s: float = PERIOD_S  # how often it is read
+    refresh_s: float | None = None  # how often what it shows changes, where that is longer; an exporter's own interval
+    clock_u_s: float = 0.0  # standard uncertainty of its samples' times against this machine's clock
+    settle_s: float = 0.0  # how long after an instant its reading of that instant may still arrive
+    states: tuple[DeviceState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,79 +101,14 @@ class PowerSample:
 
 
 class PowerSource(Protocol):
-    """Three methods. A device's failure is a flagged sample, never an exception out of `read`."""
+    """Three methods. A device's failure is a flagged sample, never an exception out of `read`.
+
+    `read` returns what is new since it was called last; a source that asks another machine may return samples of
+    earlier instants, each once.
+    """
 
     def describe(self) -> SourceInfo: ...
 
     def read(self) -> list[PowerSample]: ...
 
     def close(self) -> None: ...
-
-
-class Meter:
-    """Reads every source once per period in a thread of its own, until it is closed.
-
-    Ticks keep to a fixed grid: one that is missed is missed, and shows as a gap between samples.
-    """
-
-    def __init__(self, sources: Sequence[PowerSource], *, period_s: float = PERIOD_S) -> None:
-        self.period_s = period_s
-        self._sources = tuple(sources)
-        self._samples: list[PowerSample] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="power-meter", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._read()  # before anything starts, so that a window always has a reading in front of it
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Takes a last reading and ends the thread; a second call does nothing."""
-        if self._stop.is_set():
-            return
-        self._stop.set()
-        self._thread.join()
-        self._read()
-
-    @property
-    def samples(self) -> tuple[PowerSample, ...]:
-        """All readings so far, in order of reading; complete after `stop`."""
-        return tuple(self._samples)
-
-    def watts(self) -> float | None:
-        """What the first source draws by its latest gauge or its last two counts, in W, for the eye; None unknown."""
-        if not self._sources:
-            return None
-        total = 0.0
-        devices = self._sources[0].describe().devices
-        latest = self._samples[-LATEST:]
-        for device in devices:
-            own = [sample for sample in latest if sample.device == device.uid and sample.value is not None]
-            gauges = [sample.value for sample in own if sample.kind == "power_w"]
-            counts = [(sample.t_ns, sample.value) for sample in own if sample.kind == "energy_j"][-2:]
-            if gauges and gauges[-1] is not None:
-                total += gauges[-1]
-            elif len(counts) == 2 and counts[1][0] > counts[0][0] and counts[0][1] is not None:
-                total += max(0.0, (counts[1][1] or 0.0) - counts[0][1]) / ((counts[1][0] - counts[0][0]) / 1e9)
-            else:
-                return None
-        return total
-
-    def _read(self) -> None:
-        for source in self._sources:
-            self._samples += source.read()
-
-    def _run(self) -> None:
-        period_ns = round(self.period_s * 1e9)
-        start_ns = time.monotonic_ns()
-        while True:
-            passed = time.monotonic_ns() - start_ns
-            if self._stop.wait((period_ns - passed % period_ns) / 1e9):
-                return
-            self._read()
