@@ -21,6 +21,7 @@ from replay.plan import PlanFile
 from replay.ratio import Estimate, ratio_limits
 from replay.record import RequestRecord
 from replay.runfolder import RunFolder
+from replay.sentence import DENOMINATORS, denominator_name, denominator_of
 from replay.system import System, system_from_json
 from replay.trial import read_trial
 from replay.verify import verify
@@ -44,7 +45,8 @@ class Ratio:
 
     slo: str
     what: str  # agents | agents per accelerator | agents per processor | agents per megawatt
-    basis: str | None  # measured | declared; None for agents alone
+    denominator: str | None  # the id of its row; None for agents alone
+    basis: str | None  # measured | declared | provisioned; None for agents alone
     a: float | None
     b: float | None
     ratio: float | None
@@ -252,14 +254,36 @@ def _unlike(name: str, a: Any, b: Any) -> Iterator[Setting]:
 def _ratios(a: _Side, b: _Side) -> Iterator[Ratio]:
     for left, right in zip(a.score["results"], b.score["results"], strict=True):
         yield _of_agents(left, right)
-        for row in left["denominators"]:
-            other = next((item for item in right["denominators"] if _kind(item) == _kind(row)), None)
-            if other is not None:
+        for row, other in _row_pairs(left, right):
+            if row is not None and other is not None and _unlike_rows(a, b, row, other) is None:
                 yield _per(left, right, row, other)
 
 
-def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("per", "scope", "basis", "source"))
+def _row_pairs(
+    a: Mapping[str, Any], b: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    """Rows of both sides by their id; None where a side has none of it."""
+    left, right = ({row["id"]: row for row in side["denominators"]} for side in (a, b))
+    for name in dict.fromkeys((*left, *right)):
+        yield left.get(name), right.get(name)
+
+
+def _unlike_rows(a: _Side, b: _Side, row: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Why two rows of one id are no one denominator."""
+    for key in ("per", "unit", "basis"):
+        if row[key] != other[key]:
+            return f"unlike {key}: {row[key]} and {other[key]}"
+    kinds = [side.system.pue_kind for side in (a, b)]
+    if row["id"].startswith("facility") and row["basis"] == "declared" and kinds[0] != kinds[1]:
+        return f"unlike PUE: {kinds[0]} and {kinds[1]}"
+    if row["id"] == "facility_measured" and row["basis"] == "declared" and _of(row) != _of(other):
+        return f"unlike power under the PUE: {_of(row)} and {_of(other)}"
+    return None
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    """What a facility's power is a product of: its scope begins with that."""
+    return str(row["scope"]).partition(" power of ")[0]
 
 
 def _of_agents(a: Mapping[str, Any], b: Mapping[str, Any]) -> Ratio:
@@ -272,19 +296,20 @@ def _per(a: Mapping[str, Any], b: Mapping[str, Any], row: Mapping[str, Any], oth
         rest = math.hypot(*(side["u_rest"] / side["denominator"] for side in (row, other)))
         gain = math.hypot(*(side["u_gain"] / side["denominator"] for side in (row, other)))
         relative = 2 * math.hypot(rest, 0.0 if _same_sensors(row, other) else gain)
-    return _ratio(a, b, f"agents per {row['per']}", row["basis"], row["agents"], other["agents"], relative)
+    return _ratio(a, b, f"agents per {row['per']}", row, row["agents"], other["agents"], relative)
 
 
 def _same_sensors(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both were read by one model of sensor; of CPU packages the model is not known."""
-    return bool(row["source"] == "nvml" and len(row["sensors"]) == 1 and row["sensors"] == other["sensors"])
+    """Whether both were read by one model of sensor, each by its own driver; of CPU packages the model is not known."""
+    own = row["source"] == other["source"] and row["source"].partition(",")[0] == "nvml"
+    return bool(own and len(row["sensors"]) == 1 and row["sensors"] == other["sensors"])
 
 
 def _ratio(
     a: Mapping[str, Any],
     b: Mapping[str, Any],
     what: str,
-    basis: str | None,
+    row: Mapping[str, Any] | None,
     value_a: float | None,
     value_b: float | None,
     relative: float,
@@ -304,7 +329,8 @@ def _ratio(
     return Ratio(
         slo=b["slo"],
         what=what,
-        basis=basis,
+        denominator=row["id"] if row is not None else None,
+        basis=row["basis"] if row is not None else None,
         a=value_a,
         b=value_b,
         ratio=value if why_not is None else None,
@@ -332,13 +358,15 @@ def _why_not(name: str, result: Mapping[str, Any]) -> str | None:
 def _notes(a: _Side, b: _Side) -> Iterator[str]:
     """What a reader must know of the ratios that are there, and of those that are not."""
     for left, right in zip(a.score["results"], b.score["results"], strict=False):
-        kinds = [{_kind(row) for row in side["denominators"]} for side in (left, right)]
-        for row in (*left["denominators"], *right["denominators"]):
-            if _kind(row) in kinds[0] ^ kinds[1]:
-                yield (
-                    f"no ratio per {row['per']} of {row['source']} ({row['basis']}; {row['scope']}): "
-                    "only one of the two has it"
-                )
+        for row, other in _row_pairs(left, right):
+            shown = row or other
+            if shown is None:
+                continue
+            name = f"no ratio per {shown['per']} of {denominator_of(shown)}"
+            if row is None or other is None:
+                yield f"{name}: only one of the two has it"
+            elif (unlike := _unlike_rows(a, b, row, other)) is not None:
+                yield f"no ratio per {shown['per']} of {denominator_name(shown)}: {unlike}"
     if not a.score["restart"]["command_given"] or not b.score["restart"]["command_given"]:
         yield "not both servers were restarted between trials: the intervals exclude what a restart changes"
     if a.folder.canary() is None or b.folder.canary() is None:
@@ -375,13 +403,20 @@ def comparison_lines(found: Comparison) -> list[str]:
 
 def ratio_words(ratio: Ratio) -> str:
     """One ratio in a clause."""
-    basis = f" ({ratio.basis})" if ratio.basis is not None else ""
+    what = _what(ratio)
     if ratio.ratio is None or ratio.low is None:
-        return f"{ratio.what}{basis}: not told apart, since {ratio.why_not}"
+        return f"{what}: not told apart, since {ratio.why_not}"
     return (
-        f"{ratio.what}{basis}: B is {ratio.word} — B/A {ratio.ratio:.3f} [{ratio.low:.3f} to {ratio.high:.3f}, 95 %] "
+        f"{what}: B is {ratio.word} — B/A {ratio.ratio:.3f} [{ratio.low:.3f} to {ratio.high:.3f}, 95 %] "
         f"({_number(ratio.a)} and {_number(ratio.b)})"
     )
+
+
+def _what(ratio: Ratio) -> str:
+    """What a ratio is of: agents over what, and where that is from."""
+    of = DENOMINATORS.get(ratio.denominator or "") if ratio.what == "agents per megawatt" else None
+    basis = f" ({ratio.basis})" if ratio.basis is not None else ""
+    return ratio.what + (f" of {of}" if of is not None else "") + basis
 
 
 def comparison_markdown(found: Comparison) -> str:
@@ -394,8 +429,7 @@ def comparison_markdown(found: Comparison) -> str:
         for ratio in found.ratios:
             interval = f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio.low is not None else ratio.why_not
             value = f"{ratio.ratio:.3f}" if ratio.ratio is not None else "–"
-            what = ratio.what + (f" ({ratio.basis})" if ratio.basis else "")
-            cells = (ratio.slo, what, _number(ratio.a), _number(ratio.b), value, interval, ratio.word)
+            cells = (ratio.slo, _what(ratio), _number(ratio.a), _number(ratio.b), value, interval, ratio.word)
             lines.append(_row(cells))
         lines.append("")
     if found.differences:

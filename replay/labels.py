@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from replay.idle import IdlePower, load_flags
+from replay.nodes import provisioned_refusal
 from replay.plan import DelayPolicy, PlanFile
+from replay.power.source import SourceInfo
+from replay.provisioned import read_provisioned
 from replay.system import System
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ def labels(
     judged: Sequence[Judged],
     results: Sequence[dict[str, Any]],
     canary: dict[str, Any] | None,
+    idle: IdlePower | None = None,
 ) -> list[str]:
     """All labels of a score, the weightiest first."""
     shown = {result["reference_trial"] for result in results}
@@ -43,7 +49,9 @@ def labels(
         *_of_the_system(plan, system),
         *_of_the_work(inputs, plan),
         *_of_the_client(inputs, judged),
-        *_of_the_power(inputs, basis),
+        *_of_the_power(inputs, system, basis, results),
+        *(idle.words if idle is not None else ()),
+        *load_flags(basis, idle),
         *_of_the_trials(trials, basis),
     ]
     return list(dict.fromkeys(found))
@@ -158,19 +166,105 @@ def _of_the_client(inputs: RunInputs, judged: Sequence[Judged]) -> Iterator[str]
         yield "a proxy stands on the measured path: its time is part of every number"
 
 
-def _of_the_power(inputs: RunInputs, trials: Sequence[Judged]) -> Iterator[str]:
-    if not inputs.power:
+def _of_the_power(
+    inputs: RunInputs, system: System, trials: Sequence[Judged], results: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    rows = {row["id"]: row for result in results for row in result["denominators"] if row["unit"] == "W"}
+    if not inputs.power and not rows:
         yield "no power source: nothing is given per megawatt"
     for power in inputs.power:
         if power.startswith("declared"):
             yield f"power is declared ({power}), not measured"
     refused: set[str] = set()  # of several trials without valid power the first says why
     for total in (total for item in trials for total in item.power):
-        if total.reasons and total.source not in refused:
-            refused.add(total.source)
-            yield from (f"no {total.source} power: {reason}" for reason in total.reasons[:3])
-        for device in total.devices:
-            yield from (f"{device.device}: {flag}" for flag in device.flags if flag != "declared")
+        if total.reasons and total.scope not in refused:
+            refused.add(total.scope)
+            yield from (f"no {scope_words(total.scope)} power: {reason}" for reason in total.reasons[:3])
+    yield from _device_flags(trials)
+    yield from (words for item in trials for words in item.devices_say)
+    refusal = provisioned_refusal(system)
+    if refusal is not None:
+        yield f"no provisioned power: {refusal}"
+    measured = {name for name, row in rows.items() if row["basis"] == "measured"}
+    if measured and not measured & {"node_or_rack", "facility_measured"}:
+        yield "power of whole nodes was not measured: what feeds, cools and joins them is not in the megawatt"
+    yield from _of_the_scopes(system, rows)
+
+
+def _device_flags(trials: Sequence[Judged]) -> Iterator[str]:
+    """What readings were flagged with; alike ones of many devices in one label."""
+    found: dict[str, dict[str, None]] = {}
+    for device in (device for item in trials for total in item.power for device in total.devices):
+        for flag in device.flags:
+            if flag != "declared":
+                found.setdefault(flag, {})[device.device] = None
+    for flag, devices in found.items():
+        named = list(devices)[:3]
+        more = f" and {len(devices) - len(named)} more" if len(devices) > len(named) else ""
+        yield f"{', '.join(named)}{more}: {flag}"
+
+
+def _of_the_scopes(system: System, rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """What the watts of a row hold that its name does not say."""
+    if "accelerator_engaged" in rows:
+        yield "agents per megawatt of the accelerators that serve leaves the idle ones of the deployment out"
+    if "provisioned" in rows and system.provisioned is not None:
+        provisioned = read_provisioned(system.provisioned)
+        if provisioned.estimated:
+            yield f"provisioned power rests on MLCommons' own estimates: {', '.join(provisioned.estimated)}"
+        yield from (f"provisioned power: {note}" for note in provisioned.notes)
+    for name in ("facility_measured", "facility_provisioned"):
+        if name in rows and rows[name]["basis"] == "declared":
+            yield f"agents per megawatt of the facility rests on a stated {system.pue_kind} PUE of {system.pue:g}"
+            break
+    if rows and system.power_cap_w is not None:
+        yield f"accelerators are capped at {system.power_cap_w:g} W each, by the system file"
+    if rows:
+        yield from _partial_racks(system)
+
+
+def _partial_racks(system: System) -> Iterator[str]:
+    """Racks of which the deployment has a part, as the system file says."""
+    rack_of = {node.name: node.rack for node in system.nodes}
+    placed = any(item.node is not None for item in system.accelerators)
+    for rack in system.racks:
+        nodes = sum(name == rack.name for name in rack_of.values())
+        held = sum(
+            item.count
+            for item in system.accelerators
+            if (rack_of.get(item.node or "") == rack.name if placed else len(system.racks) == 1)
+        )
+        if rack.accelerators is not None and 0 < held < rack.accelerators:
+            yield f"partial rack: {held} of the {rack.accelerators} accelerators of {rack.name}"
+        elif rack.nodes is not None and 0 < nodes < rack.nodes:
+            yield f"partial rack: {nodes} of the {rack.nodes} nodes of {rack.name}"
+
+
+def device_words(sources: Sequence[SourceInfo]) -> tuple[str, ...]:
+    """What devices said of themselves when their source was opened that changes what their watts mean."""
+    states = [state for info in sources for state in info.states]
+    caps = Counter(
+        (state.power_limit_w, state.default_limit_w)
+        for state in states
+        if state.power_limit_w is not None
+        and state.default_limit_w is not None
+        and abs(state.power_limit_w - state.default_limit_w) >= 1
+    )
+    found = [
+        f"power limit of {limit_w:g} W on {count} device{'s' if count > 1 else ''}, {default_w:g} W by default"
+        for (limit_w, default_w), count in caps.items()
+    ]
+    split = [state.device for state in states if state.mig]
+    if split:
+        found.append(
+            f"{', '.join(split[:3])} split into instances (MIG): the whole device is charged, others' work too"
+        )
+    return tuple(found)
+
+
+def scope_words(scope: str) -> str:
+    """A scope's name as a reader says it."""
+    return scope.replace("_", " ")
 
 
 def _of_the_trials(trials: Sequence[Judged], basis: Sequence[Judged]) -> Iterator[str]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from replay.power.energy import PowerTotal
-from replay.ratio import Estimate, ratio_limits
+from replay.denominator import denominator_rows, denominators
+from replay.energy_use import energy_use
+from replay.money import engineers, money
 from replay.search import Conclusion, Done, SearchRules, TrialPoint, next_step
 from replay.system import System
 from replay.trial import TrialOrder
 
 if TYPE_CHECKING:
+    from replay.idle import IdlePower
     from replay.judge import Judged
     from replay.runfolder import RunInputs
 
@@ -27,27 +28,6 @@ VERDICTS = {
     "undecided": "undecided",
     "invalid": "invalid",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Power:
-    """Mean power at a number of agents, in watts, with standard (k = 1) uncertainties.
-
-    `u_gain_w` is common to all sensors of a model; `u_rest_w` is not.
-    """
-
-    source: str
-    domain: str
-    measured: bool
-    sensors: tuple[str, ...]  # models of the devices, sorted
-    power_w: float
-    u_gain_w: float
-    u_rest_w: float
-
-    @property
-    def expanded_w(self) -> float:
-        """k = 2."""
-        return 2 * math.hypot(self.u_gain_w, self.u_rest_w)
 
 
 def points(judged: Sequence[Judged]) -> list[TrialPoint]:
@@ -76,17 +56,20 @@ def next_order(inputs: RunInputs, judged: Sequence[Judged]) -> TrialOrder | None
     return TrialOrder(trial=number, agents=step.agents, purpose=step.purpose, draw=step.draw)
 
 
-def results(inputs: RunInputs, system: System, judged: Sequence[Judged], *, finite: bool) -> list[dict[str, Any]]:
+def results(
+    inputs: RunInputs, system: System, judged: Sequence[Judged], *, finite: bool, idle: IdlePower | None = None
+) -> list[dict[str, Any]]:
     """One result per service level, in their order; none for a run without one."""
     if inputs.rules is None:
-        return [_of_one_trial(inputs, system, judged, index, finite=finite) for index in range(len(inputs.slos))]
+        return [_of_one_trial(inputs, system, judged, index, idle, finite=finite) for index in range(len(inputs.slos))]
     rules = inputs.rules
     end = next_step(points(judged), len(inputs.slos), rules)
     if not isinstance(end, Done):
         why = f"the search is not over: {end.agents} agents come next"
         return [{**_nothing(inputs, index), "reasons": [why]} for index in range(len(inputs.slos))]
     return [
-        _of_search(inputs, rules, system, judged, index, conclusion) for index, conclusion in enumerate(end.conclusions)
+        _of_search(inputs, rules, system, judged, index, conclusion, idle)
+        for index, conclusion in enumerate(end.conclusions)
     ]
 
 
@@ -119,11 +102,14 @@ def _nothing(inputs: RunInputs, index: int) -> dict[str, Any]:
         "protocol_unmet": [],
         "search": None,
         "denominators": [],
+        "energy": {},
+        "money": None,
+        "engineers": None,
     }
 
 
 def _of_one_trial(
-    inputs: RunInputs, system: System, judged: Sequence[Judged], index: int, *, finite: bool
+    inputs: RunInputs, system: System, judged: Sequence[Judged], index: int, idle: IdlePower | None, *, finite: bool
 ) -> dict[str, Any]:
     result = _nothing(inputs, index)
     if not judged:
@@ -145,8 +131,7 @@ def _of_one_trial(
     }
     # Where agents ran out of work, their number is only what was asked for.
     if met and not finite:
-        power = [at for total in trial.power if (at := _power([trial], total.source, None)) is not None]
-        result["denominators"] = _denominators(system, power, float(trial.agents), None, None, found.goodput_agents)
+        result |= _divided(system, [trial], float(trial.agents), trial, idle, goodput=found.goodput_agents)
     return result
 
 
@@ -157,6 +142,7 @@ def _of_search(
     judged: Sequence[Judged],
     index: int,
     conclusion: Conclusion,
+    idle: IdlePower | None,
 ) -> dict[str, Any]:
     agents = conclusion.agents
     reference = reference_trial(judged, index, agents)
@@ -164,14 +150,20 @@ def _of_search(
     goodput = reference.measure.slos[index].goodput_agents if reference is not None else None
     fit_trials = set(conclusion.fit.trials) if conclusion.fit is not None else set()
     basis = [item for item in judged if item.trial in fit_trials] or ([reference] if reference is not None else [])
-    denominators = []
+    divided: dict[str, Any] = {}
     if agents and basis and conclusion.outcome in ("found", "maximum"):
-        found = [_power(basis, total.source, agents) for total in basis[0].power]
-        denominators = _denominators(
-            system, [item for item in found if item is not None], agents, interval, conclusion.certified, goodput
+        divided = _divided(
+            system,
+            basis,
+            agents,
+            reference,
+            idle,
+            interval=interval,
+            certified=conclusion.certified,
+            goodput=goodput,
         )
     return {
-        "slo": inputs.slos[index]["name"],
+        **_nothing(inputs, index),
         "verdict": VERDICTS[conclusion.outcome],
         "reasons": [conclusion.why] if conclusion.why and conclusion.outcome != "found" else [],
         "agents": agents,
@@ -193,7 +185,7 @@ def _of_search(
             "passed": conclusion.passed,
             "fit": msgspec.to_builtins(conclusion.fit) if conclusion.fit is not None else None,
         },
-        "denominators": denominators,
+        **divided,
     }
 
 
@@ -203,124 +195,28 @@ def _why_not_certified(inputs: RunInputs, rules: SearchRules, conclusion: Conclu
     return conclusion.certified_why_not
 
 
-def _power(trials: Sequence[Judged], source: str, agents: float | None) -> Power | None:
-    """Mean power of one source at so many agents: of one trial its own, of several a straight line in ln N.
-
-    None where any of these trials has no valid power: one that is left out could make the mean lower.
-    """
-    totals = [next((total for total in item.power if total.source == source), None) for item in trials]
-    known = [total for total in totals if total is not None and total.valid and total.power_w]
-    if not known or len(known) < len(trials):
-        return None
-    watts = [total.power_w or 0.0 for total in known]
-    mean = math.fsum(watts) / len(watts)
-    at, u_line = mean, 0.0
-    if agents is not None and len(known) >= 3:
-        at, u_line = _line([math.log(item.agents) for item in trials], watts, math.log(agents))
-    gains, rests = zip(*(_uncertainties(total) for total in known), strict=True)
-    scale = at / mean
-    return Power(
-        source=source,
-        domain=known[0].domain,
-        measured=known[0].measured,
-        sensors=trials[0].sensors.get(source, ()),
-        power_w=at,
-        u_gain_w=scale * math.fsum(gains) / len(gains),  # common to all trials: it does not average out
-        u_rest_w=math.hypot(u_line, scale * math.sqrt(math.fsum(rest * rest for rest in rests)) / len(rests)),
-    )
-
-
-def _line(places: Sequence[float], values: Sequence[float], place: float) -> tuple[float, float]:
-    """A least-squares line at a place, and its standard error there (Draper & Smith, Applied Regression, 1.4)."""
-    count = len(places)
-    middle, mean = math.fsum(places) / count, math.fsum(values) / count
-    spread = math.fsum((item - middle) ** 2 for item in places)
-    if spread == 0:
-        residual = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        return mean, math.sqrt(residual / count)
-    pairs = list(zip(places, values, strict=True))
-    slope = math.fsum((item - middle) * (value - mean) for item, value in pairs) / spread
-    residual = math.fsum((value - mean - slope * (item - middle)) ** 2 for item, value in pairs) / max(1, count - 2)
-    return mean + slope * (place - middle), math.sqrt(residual * (1 / count + (place - middle) ** 2 / spread))
-
-
-def _uncertainties(total: PowerTotal) -> tuple[float, float]:
-    """Standard uncertainties of the mean power, in watts: the common gain, and the rest."""
-    if total.power_w is None or not total.energy_j:
-        return 0.0, 0.0
-    seconds = total.energy_j / total.power_w
-    gain = math.fsum(device.u_gain_j for device in total.devices) / seconds
-    return gain, math.sqrt(math.fsum(device.u_rest_j**2 for device in total.devices)) / seconds
-
-
-def _denominators(
+def _divided(
     system: System,
-    powers: Sequence[Power],
+    basis: Sequence[Judged],
     agents: float,
-    interval: tuple[float, float] | None,
-    certified: int | None,
-    goodput: int | None,
-) -> list[dict[str, Any]]:
-    """Every ratio that has a denominator, each with what that is and whether it was measured or stated."""
-    rows: list[dict[str, Any]] = []
-    if count := system.accelerator_count:
-        cpus = all(item.kind == "cpu" for item in system.accelerators)
-        rows.append(
-            {
-                "per": "processor" if cpus else "accelerator",
-                "scope": "all of the deployment, as the system file lists them",
-                "basis": "declared",
-                "source": "system file",
-                "denominator": count,
-                "unit": "processors" if cpus else "accelerators",
-                "u_gain": 0.0,
-                "u_rest": 0.0,
-                "sensors": [],
-                "agents": agents / count,
-                "agents_low": interval[0] / count if interval is not None else None,
-                "agents_high": interval[1] / count if interval is not None else None,
-                "agents_certified": certified / count if certified is not None else None,
-                "agents_goodput": goodput / count if goodput is not None else None,
-                "watts_per_agent": None,
-            }
-        )
-    for power in powers:
-        per_megawatt = 1e6 / power.power_w
-        low, high = _ratio_interval(agents, interval, power)
-        rows.append(
-            {
-                "per": "megawatt",
-                "scope": SCOPES[power.domain],
-                "basis": "measured" if power.measured else "declared",
-                "source": power.source,
-                "denominator": power.power_w,
-                "unit": "W",
-                "u_gain": power.u_gain_w,
-                "u_rest": power.u_rest_w,
-                "sensors": list(power.sensors),
-                "agents": agents * per_megawatt,
-                "agents_low": low,
-                "agents_high": high,
-                "agents_certified": None if certified is None else 1e6 * certified / (power.power_w + power.expanded_w),
-                "agents_goodput": goodput * per_megawatt if goodput is not None else None,
-                "watts_per_agent": power.power_w / agents,
-            }
-        )
-    return rows
+    reference: Judged | None,
+    idle: IdlePower | None,
+    *,
+    interval: tuple[float, float] | None = None,
+    certified: int | None = None,
+    goodput: int | None = None,
+) -> dict[str, Any]:
+    """What a number of agents costs: in accelerators, watts, energy, money and engineers.
 
-
-def _ratio_interval(
-    agents: float, interval: tuple[float, float] | None, power: Power
-) -> tuple[float, float] | tuple[None, None]:
-    """The interval of agents per megawatt: that of the agents, with the power's expanded (k = 2) uncertainty."""
-    if interval is None or interval[0] <= 0:
-        return None, None
-    found = Estimate(value=agents, low=interval[0], high=interval[1])
-    return ratio_limits(found, Estimate.exact(power.power_w / 1e6), power.expanded_w / power.power_w)
-
-
-SCOPES = {
-    "accelerator": "accelerators only, as their own sensors report them: no CPU, network, cooling or conversion",
-    "cpu_package": "CPU packages only: no accelerator, no network, no cooling, no conversion",
-    "declared": "a nameplate that the user stated",
-}
+    `basis` are the trials that the number rests on, `reference` the one whose work is shown beside it.
+    """
+    powers = denominators(system, basis, agents)
+    jobs_per_h = reference.measure.metrics.jobs.per_h if reference is not None else None
+    return {
+        "denominators": denominator_rows(
+            system, powers, agents, interval=interval, certified=certified, goodput=goodput
+        ),
+        "energy": energy_use(system, reference, idle) if reference is not None else {},
+        "money": money(system, powers, agents, certified=certified, jobs_per_h=jobs_per_h),
+        "engineers": engineers(system, agents, interval=interval, certified=certified),
+    }

@@ -85,12 +85,12 @@ def test_the_limits_are_those_of_zou_and_donner(runs: Path) -> None:
 
 
 def test_measured_power_adds_its_uncertainty_and_a_common_gain_cancels(runs: Path, tmp_path: Path) -> None:
-    def with_power(name: str, sensors: list[str], source: str) -> Path:
+    def with_power(name: str, sensors: list[str], source: str, name_of: str = "accelerator") -> Path:
         out = tmp_path / name
 
         def change(score: dict[str, Any]) -> None:
             row = score["results"][0]["denominators"][1]
-            row.update(basis="measured", source=source, sensors=sensors, u_gain=40.0, u_rest=7.0)
+            row.update(id=name_of, basis="measured", source=source, sensors=sensors, u_gain=40.0, u_rest=7.0)
 
         return altered(runs / "ten", out, change)
 
@@ -103,14 +103,42 @@ def test_measured_power_adds_its_uncertainty_and_a_common_gain_cancels(runs: Pat
     agents = math.log((of(runs / "ten", runs / "ten").ratios[0].high or 0) ** 2)
     like = width(with_power("a", ["H200"], "nvml"), with_power("b", ["H200"], "nvml"))
     unlike = width(with_power("c", ["H200"], "nvml"), with_power("d", ["B200"], "nvml"))
-    packages = width(with_power("e", ["package-0"], "rapl"), with_power("f", ["package-0"], "rapl"))
+    packages = width(*(with_power(name, ["package-0"], "rapl", "cpu_package") for name in "ef"))
     assert agents < like < unlike
     assert packages == pytest.approx(unlike)  # of CPU packages nobody knows the model
     rest = 2 * math.hypot(7 / 1400, 7 / 1400)
     assert like == pytest.approx(2 * math.hypot(agents / 2, rest), rel=0.05)
     apart = of_unverified(tmp_path / "a", tmp_path / "e")
     assert [ratio.what for ratio in apart.ratios] == ["agents", "agents per accelerator"]
-    assert any("only one of the two has it" in note for note in apart.notes)
+    assert any(
+        note == "no ratio per megawatt of accelerators (measured): only one of the two has it" for note in apart.notes
+    )
+
+
+def test_unlike_denominators_have_no_ratio_and_it_is_said(runs: Path, tmp_path: Path) -> None:
+    def with_row(name: str, pue_kind: str | None = None, **changes: Any) -> Path:
+        def change(score: dict[str, Any]) -> None:
+            score["results"][0]["denominators"][1].update(changes)
+            score["system"]["pue_kind"] = pue_kind
+
+        return altered(runs / "ten", tmp_path / name, change)
+
+    measured = with_row("a", id="node_or_rack", basis="measured")
+    stated = with_row("b", id="node_or_rack", basis="declared")
+    found = of_unverified(measured, stated)
+    assert [ratio.denominator for ratio in found.ratios] == [None, "accelerator_count"]
+    assert "no ratio per megawatt of nodes or racks: unlike basis: measured and declared" in found.notes
+    facility = {"id": "facility_measured", "basis": "declared"}
+    bill, feed = with_row("c", "annual", **facility), with_row("d", "design", **facility)
+    assert any("the facility, from what was drawn: unlike PUE: annual and design" in note
+               for note in of_unverified(bill, feed).notes)  # fmt: skip
+    words = "the facility: {} power of meter times a stated annual PUE of 1.2"
+    one = with_row("e", "annual", **facility, scope=words.format("measured"))
+    other = with_row("f", "annual", **facility, scope=words.format("declared"))
+    assert any("unlike power under the PUE" in note for note in of_unverified(one, other).notes)
+    like = of_unverified(one, with_row("g", "annual", **facility, scope=words.format("measured")))
+    assert [ratio.denominator for ratio in like.ratios] == [None, "accelerator_count", "facility_measured"]
+    assert "agents per megawatt of the facility, from what was drawn (declared)" in "\n".join(comparison_lines(like))
 
 
 def altered(source: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -133,7 +161,7 @@ def of_unverified(a: Path, b: Path) -> Comparison:
     [
         (lambda score: score.update(dataset_digest="e" * 64), "unlike dataset"),
         (lambda score: score["plan"].update(digest="e" * 64), "unlike plan"),
-        (lambda score: score.update(methodology_version="0.9"), "unlike methodology: 1.0 and 0.9"),
+        (lambda score: score.update(methodology_version="0.9"), "unlike methodology: 1.1 and 0.9"),
         (lambda score: score["policies"].update(delay="recorded"), "unlike delay policy"),
         (lambda score: score["policies"].update(isolation="none"), "unlike isolation policy: play and none"),
         (lambda score: score["policies"].update(history="live"), "unlike history policy"),
