@@ -10,27 +10,33 @@ from typing import Any, Literal
 import msgspec
 
 from curate.manifest import file_sha256
+from replay import added_meter, idle
+from replay.added_meter import AddedMeter, meter_sources
 from replay.cache import cross_warming
 from replay.canary import compare_canaries
+from replay.curve import curve
 from replay.health import ClientHealth
+from replay.idle import MOMENTS, IdlePower, IdleReading, Moment, idle_power, idle_reading
 from replay.interval import cluster_bootstrap
-from replay.labels import labels
+from replay.labels import device_words, labels
 from replay.measure import Measure, measure
 from replay.observation import Observation, observe
 from replay.plan import PlanFile
-from replay.power.energy import PowerTotal, total_power
+from replay.power.domain import place_devices, scope_devices
+from replay.power.energy import PowerTotal, scope_totals
+from replay.power.source import PowerSample, SourceInfo
 from replay.protocol import Protocol
 from replay.results import results
 from replay.runfolder import CanaryPair, RunFault, RunFolder, RunInputs
 from replay.scrape import ServerMetrics, server_metrics
 from replay.search import Purpose
 from replay.slo import Measured, Slo, unmet_rules
-from replay.system import system_from_json
+from replay.system import System, system_from_json
 from replay.trial import FACTS, POWER, RECORDS, SERVER, Restart, Trial, TrialFacts, read_trial
 from replay.void import late_windows
 from replay.window import Window
 
-SCORE_VERSION = 2
+SCORE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +49,9 @@ class Judged:
     draw: int
     stop_reason: str
     measure: Measure
-    power: tuple[PowerTotal, ...]
-    sensors: dict[str, tuple[str, ...]]  # models of each power source's devices
+    power: tuple[PowerTotal, ...]  # by scope
+    limits_w: dict[str, float]  # enforced power limits of each scope's devices together, where all are known
+    devices_say: tuple[str, ...]  # of themselves, where it changes what their watts mean
     health: ClientHealth
     server: ServerMetrics | None
     restart: Restart | None
@@ -66,8 +73,11 @@ def observe_trial(trial: Trial, slos: Sequence[Slo], *, exact_length: bool) -> O
     )
 
 
-def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile) -> Judged:
-    """Measures a trial, integrates its power over the same window, and holds it against its protocol."""
+def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile, meters: Sequence[AddedMeter] = ()) -> Judged:
+    """Measures a trial, integrates its power over the same window, and holds it against its protocol.
+
+    Of meters that were added after the run it takes what they read in the trial's own time.
+    """
     facts = trial.facts
     slos = inputs.levels
     done = measured(facts)
@@ -88,11 +98,14 @@ def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile) -> Judged:
     if not facts.finite:
         numbers = _held_long_enough(numbers, unmet_rules(facts.protocol, done))
     window = Window(start_ns=numbers.window_start_ns, end_ns=numbers.window_end_ns)
-    power = tuple(
-        total_power(
-            source, trial.samples, start_ns=window.start_ns, end_ns=window.end_ns, period_s=facts.power_period_s
-        )
-        for source in facts.power_sources
+    later = [
+        sample for meter in meters for sample in meter.cut(zero_unix_us=facts.zero_unix_us, end_ns=facts.phase_end_ns)
+    ]
+    power, limits_w = power_totals(
+        (*facts.power_sources, *meter_sources(meters)),
+        (*trial.samples, *later),
+        system_from_json(inputs.system),
+        window,
     )
     return Judged(
         trial=facts.trial,
@@ -102,9 +115,8 @@ def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile) -> Judged:
         stop_reason=facts.stop_reason,
         measure=numbers,
         power=power,
-        sensors={
-            source.kind: tuple(sorted({device.name for device in source.devices})) for source in facts.power_sources
-        },
+        limits_w=limits_w,
+        devices_say=device_words(facts.power_sources),
         health=facts.health,
         server=server_metrics(trial.server, window),
         restart=facts.restart,
@@ -112,6 +124,42 @@ def judge_trial(trial: Trial, inputs: RunInputs, plan: PlanFile) -> Judged:
         cross_warming=cross_warming(trial.records, plan),
         unmet=tuple(unmet_rules(slo.protocol, done) for slo in slos),
     )
+
+
+def power_totals(
+    sources: Sequence[SourceInfo], samples: Sequence[PowerSample], system: System, window: Window
+) -> tuple[tuple[PowerTotal, ...], dict[str, float]]:
+    """Mean power of every scope over a window, and the limits of the scopes' devices; raises PowerFault."""
+    placed = place_devices(sources, system)
+    scopes = scope_devices(placed, system)
+    devices = {device.uid: device for source in placed for device in source.devices}
+    limits_w: dict[str, float] = {}
+    for scope, found in scopes.items():
+        limits = [devices[uid].limit_w for uid in found.devices]
+        known = [limit_w for limit_w in limits if limit_w is not None]
+        if known and len(known) == len(limits):
+            limits_w[scope] = sum(known)
+    return scope_totals(placed, samples, scopes, start_ns=window.start_ns, end_ns=window.end_ns), limits_w
+
+
+def judge_idle(folder: RunFolder, inputs: RunInputs, meters: Sequence[AddedMeter]) -> IdlePower | None:
+    """Idle power before and after the run, from its files; None where none was read."""
+    system = system_from_json(inputs.system)
+    before, after = (_idle_reading(folder, moment, system, meters) for moment in MOMENTS)
+    return idle_power(before, after)
+
+
+def _idle_reading(
+    folder: RunFolder, moment: Moment, system: System, meters: Sequence[AddedMeter]
+) -> IdleReading | None:
+    found = folder.idle(moment)
+    if found is None:
+        return None
+    facts = found.facts
+    later = [sample for meter in meters for sample in meter.cut(zero_unix_us=facts.zero_unix_us, end_ns=facts.end_ns)]
+    sources = (*facts.power_sources, *meter_sources(meters))
+    power, _ = power_totals(sources, (*found.samples, *later), system, facts.window)
+    return idle_reading(found, power)
 
 
 def _held_long_enough(numbers: Measure, short: Sequence[str]) -> Measure:
@@ -173,9 +221,9 @@ def judge_run(folder: RunFolder) -> dict[str, Any]:
 
 def judge_trials(folder: RunFolder) -> list[Judged]:
     """Every trial of a run, in order, judged from its files. Raises RunFault or TrialFault for what is missing."""
-    inputs, plan = folder.inputs(), folder.plan()
+    inputs, plan, meters = folder.inputs(), folder.plan(), folder.meters()
     numbers = folder.trial_numbers()
-    return [judge_trial(read_trial(folder.trial_path(number)), inputs, plan) for number in numbers]
+    return [judge_trial(read_trial(folder.trial_path(number)), inputs, plan, meters) for number in numbers]
 
 
 def file_digests(folder: RunFolder) -> dict[str, str]:
@@ -183,13 +231,20 @@ def file_digests(folder: RunFolder) -> dict[str, str]:
     paths = [folder.inputs_path, folder.plan_path, folder.canary_path]
     for number in folder.trial_numbers():
         paths += [folder.trial_path(number) / name for name in (FACTS, RECORDS, POWER, SERVER)]
+    for moment in MOMENTS:
+        paths += [folder.idle_path(moment) / name for name in (idle.FACTS, POWER, SERVER)]
+    for number in folder.meter_numbers():
+        paths += [folder.meter_path(number) / name for name in (added_meter.FACTS, POWER)]
+        paths.append(folder.former_score_path(number))
     return {str(path.relative_to(folder.path)): file_sha256(path) for path in paths if path.is_file()}
 
 
 def score_json(folder: RunFolder, inputs: RunInputs, plan: PlanFile, judged: Sequence[Judged]) -> dict[str, Any]:
     """The score as plain JSON values, from judged trials and what else stands in the folder."""
     system = system_from_json(inputs.system)
-    found = results(inputs, system, judged, finite=plan.once)
+    meters = folder.meters()
+    idle_found = judge_idle(folder, inputs, meters)
+    found = results(inputs, system, judged, finite=plan.once, idle=idle_found)
     for slo, result in zip(inputs.levels, found, strict=True):
         result["percentiles"] = _percentiles(folder, plan, inputs.levels, slo, result["reference_trial"])
     canary_json = _canary_json(folder.canary())
@@ -240,14 +295,17 @@ def score_json(folder: RunFolder, inputs: RunInputs, plan: PlanFile, judged: Seq
         if inputs.kind == "score"
         else None,
         "trials": [_trial_json(item) for item in judged],
+        "curve": curve(system, judged, finite=plan.once),
         "canary": canary_json,
-        "labels": labels(inputs, plan, system, judged, found, canary_json),
+        "labels": labels(inputs, plan, system, judged, found, canary_json, idle_found),
         "system": inputs.system,
         "undisclosed": list(system.undisclosed),
         "probe": inputs.probe,
         "client_limit": inputs.client_limit,
         "workers": inputs.workers,
         "power": list(inputs.power),
+        "idle": _idle_json(inputs, idle_found),
+        "meters": [_meter_json(meter) for meter in meters],
         "restart": {
             "command_given": inputs.restarts,
             "count": sum(item.restart is not None for item in judged),
@@ -277,14 +335,41 @@ def _canary_json(canary: CanaryPair | None) -> dict[str, Any] | None:
 
 def _trial_json(item: Judged) -> dict[str, Any]:
     value: dict[str, Any] = msgspec.to_builtins(item)
-    del value["unmet"], value["sensors"]
+    del value["unmet"], value["limits_w"]
     value["protocol_unmet"] = list(dict.fromkeys(rule for unmet in item.unmet for rule in unmet))
     for row, total in zip(value["power"], item.power, strict=True):
-        row["basis"] = "measured" if total.measured else "declared"
+        row |= _power_json(total) | {"limit_w": item.limits_w.get(total.scope)}
     time = item.measure.agent_time
     value["measure"]["agent_time"]["explained"] = time.explained
     value["measure"]["work"]["output_shortfall"] = item.measure.work.output_shortfall
     return value
+
+
+def _power_json(total: PowerTotal) -> dict[str, Any]:
+    """What stands beside a total's own fields."""
+    return {"basis": "measured" if total.measured else "declared"}
+
+
+def _idle_json(inputs: RunInputs, found: IdlePower | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    value: dict[str, Any] = msgspec.to_builtins(found)
+    for moment in MOMENTS:
+        reading: IdleReading | None = getattr(found, moment)
+        for row, total in zip((value[moment] or {}).get("power", ()), reading.power if reading else (), strict=True):
+            row |= _power_json(total)
+    return {"asked_s": inputs.idle_s, **value}
+
+
+def _meter_json(meter: AddedMeter) -> dict[str, Any]:
+    facts = meter.facts
+    return {
+        "number": facts.number,
+        "source": msgspec.to_builtins(facts.source),
+        "offset_s": facts.offset_s,
+        "file_sha256": facts.file_sha256,
+        "samples": len(meter.samples),
+    }
 
 
 def read_score(path: Path) -> dict[str, Any]:

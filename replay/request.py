@@ -15,6 +15,9 @@ from replay.runfolder import Against
 from replay.slo import Slo
 from replay.system import System
 
+IDLE_S: dict[RunClass, float] = {"screen": 20.0, "standard": 60.0, "record": 60.0}
+QUICK_IDLE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRules:
@@ -57,6 +60,18 @@ class RunRequest:
     client_limit: int | None = None  # agents that this machine can drive, as the user knows; None: tried out
     restart_words: tuple[str, ...] | None = None  # the command that restarts the server
     against: Against | None = None
+    idle_s: float | None = None  # seconds of idle power before and after; None: as its class asks
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long power is read before the first trial and after the last; 0 where nothing but nameplates is asked."""
+        if all(choice.kind == "declared" for choice in self.power):
+            return 0.0
+        if self.idle_s is not None:
+            return self.idle_s
+        if self.run_class is None:
+            return 0.0
+        return QUICK_IDLE_S if self.quick else IDLE_S[self.run_class]
 
     @property
     def confirmation(self) -> ClassRules:

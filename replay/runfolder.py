@@ -1,7 +1,8 @@
 """A run's folder: what was asked stands in it first, the score last, so that an unfinished run can be continued.
 
-`plan.json` · `run.json` (inputs) · `canary.json` · `trials/N/` (facts) · `score.json` (judgement, last) ·
-`report.html`.
+`plan.json` · `run.json` (inputs) · `canary.json` · `idle/before/` · `trials/N/` (facts) · `idle/after/` ·
+`score.json` (judgement, last) · `report.html`. Added later: `meters/N/`, each with the score from before it,
+`score.before-N.json`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any, Literal
 import msgspec
 
 from curate.manifest import write_json
+from replay.added_meter import AddedMeter, read_meter
 from replay.canary import CanaryResult
+from replay.idle import Idle, Moment, read_idle
 from replay.plan import PlanFile, load_plan
 from replay.protocol import Protocol, RunClass
 from replay.search import SearchRules
@@ -22,7 +25,7 @@ from replay.sentence import short
 from replay.slo import Slo, slo_from_json
 from replay.trial import TrialFault, read_facts
 
-RUN_VERSION = 2
+RUN_VERSION = 3
 
 
 class RunFault(ValueError):
@@ -74,6 +77,7 @@ class RunInputs:
     against: Against | None
     system: dict[str, Any]
     power: tuple[str, ...]
+    idle_s: float  # power is read so long before the first trial and after the last, with no request under way
     probe: dict[str, Any]
     client_limit: dict[str, Any] | None  # how many agents this machine can drive, where that was tried
 
@@ -128,6 +132,16 @@ class RunFolder:
     def trial_path(self, trial: int) -> Path:
         return self.path / "trials" / str(trial)
 
+    def idle_path(self, moment: Moment) -> Path:
+        return self.path / "idle" / moment
+
+    def meter_path(self, meter: int) -> Path:
+        return self.path / "meters" / str(meter)
+
+    def former_score_path(self, meter: int) -> Path:
+        """The score as it stood before a meter was added."""
+        return self.path / f"score.before-{meter}.json"
+
     def check_new(self) -> None:
         """Raises RunFault unless nothing is there, or only what a run leaves that was killed before it had begun."""
         if self.path.is_symlink() or (self.path.exists() and not self._unbegun()):
@@ -166,6 +180,18 @@ class RunFolder:
         except (msgspec.DecodeError, RecursionError, OSError) as error:
             raise RunFault(f"{self.canary_path} is not readable: {error}") from error
 
+    def idle(self, moment: Moment) -> Idle | None:
+        """Idle readings, None where none were taken; raises TrialFault."""
+        return read_idle(self.idle_path(moment))
+
+    def meters(self) -> tuple[AddedMeter, ...]:
+        """Meters that were added after the run, in order; raises RunFault or TrialFault."""
+        return tuple(read_meter(self.meter_path(number)) for number in self.meter_numbers())
+
+    def meter_numbers(self) -> tuple[int, ...]:
+        """Of the added meters, ascending; raises RunFault when one between them is missing."""
+        return self._numbers("meters")
+
     def inputs(self) -> RunInputs:
         """What was asked; raises RunFault."""
         try:
@@ -193,13 +219,16 @@ class RunFolder:
 
     def trial_numbers(self) -> tuple[int, ...]:
         """Finished trials, ascending; raises RunFault when one between them is missing."""
-        folder = self.path / "trials"
+        return self._numbers("trials")
+
+    def _numbers(self, name: str) -> tuple[int, ...]:
+        folder = self.path / name
         numbers = sorted(
             int(entry.name) for entry in (folder.iterdir() if folder.is_dir() else ()) if entry.name.isdecimal()
         )
         if numbers != list(range(1, len(numbers) + 1)):
             missing = min(set(range(1, len(numbers) + 1)) - set(numbers))
-            raise RunFault(f"{self.trial_path(missing)} is missing: the run is not whole")
+            raise RunFault(f"{folder / str(missing)} is missing: the run is not whole")
         return tuple(numbers)
 
     def check_same(self, asked: RunInputs) -> None:

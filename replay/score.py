@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from curate.manifest import write_json
 from replay.against import check_same_plan
 from replay.driver import Driver, LiveDriver
 from replay.endpoint import EndpointError
+from replay.idle import Moment
 from replay.judge import Judged, judge_trial, protocol_maximum, score_json
 from replay.plan import Plan, PlanFile, Turn, load_plan, make_plan, token_id_range
 from replay.probe import ProbeReport
@@ -29,7 +31,7 @@ from replay.slo import slo_to_json
 from replay.system import system_to_json
 from replay.trial import TrialOrder, read_trial
 
-METHODOLOGY_VERSION = "1.0"  # of docs/METHODOLOGY.md, which says what a score means
+METHODOLOGY_VERSION = "1.1"  # of docs/METHODOLOGY.md, which says what a score means
 MAXIMUM_AGENTS = 65_536
 SCREEN_S = 1800.0  # what a screen is meant to take at most
 SELFTEST_MOST = 16_384  # agents that the self-test can try
@@ -72,7 +74,7 @@ def run(
     if not begun:
         folder.check_new()
     with contextlib.ExitStack() as stack:
-        driver = driver or stack.enter_context(LiveDriver(request))
+        driver = driver or stack.enter_context(LiveDriver(request, watcher.say))
         watcher.say(f"probing {request.endpoint.model} at {request.endpoint.url}")
         report = driver.probe()
         watcher.say("planning")
@@ -91,12 +93,21 @@ def run(
         if canary is None and request.kind == "score" and (before := driver.canary()) is not None:
             canary = CanaryPair(before=before, after=None)
             write_json(folder.canary_path, canary)
+        _idle("before", folder, inputs, driver, watcher)
         judged = _trials(request, folder, plan, inputs, driver, watcher)
         if canary is not None and canary.after is None:
             write_json(folder.canary_path, dataclasses.replace(canary, after=driver.canary()))
+        _idle("after", folder, inputs, driver, watcher)
     score = score_json(folder, inputs, folder.plan(), judged)
     write_json(folder.score_path, score)
     return score
+
+
+def _idle(moment: Moment, folder: RunFolder, inputs: RunInputs, driver: Driver, watcher: Watcher) -> None:
+    """Reads what the devices draw while nothing is asked of them; of a continued run what was read before stands."""
+    if inputs.idle_s > 0 and not folder.idle_path(moment).exists():
+        watcher.say(f"reading idle power {moment} the trials for {inputs.idle_s:g} s")
+        driver.idle(folder.idle_path(moment), seconds=inputs.idle_s)
 
 
 def expected_length(inputs: RunInputs) -> str:
@@ -113,6 +124,8 @@ def expected_length(inputs: RunInputs) -> str:
         f"{rules.maximum} agents takes {fewest} to {most} of them: {_duration(fewest * shortest_s)} at least, "
         f"{_duration(most * longest_s)} at most"
     )
+    if inputs.idle_s > 0:
+        text += f"; idle power is read for {_duration(inputs.idle_s)} before and after"
     if inputs.run_class == "screen" and fewest * shortest_s > SCREEN_S:
         text += f"; that is more than the {SCREEN_S / 60:.0f} min of a screen: name fewer service levels at once"
     return text
@@ -146,6 +159,8 @@ def _trials(
         if inputs.restarts and order.purpose in ("confirm", "holdout"):
             watcher.say("restarting the server")
             restarted = driver.restart()
+        if folder.idle_path("after").exists():  # read before a trial that was taken out to be run again
+            shutil.rmtree(folder.idle_path("after"))
         watcher.trial_begins(order, request.protocol.for_agents(order.agents))
         driver.trial(
             plan,
@@ -275,6 +290,7 @@ def _inputs(request: RunRequest, plan: PlanFile, report: ProbeReport, limit: dic
         against=request.against,
         system=system_to_json(request.system),
         power=tuple(choice.text for choice in request.power),
+        idle_s=request.idle_seconds,
         probe=msgspec.to_builtins(report),
         client_limit=limit,
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from replay.added_meter import AddedMeter
+from replay.idle import MOMENTS, Moment
 from replay.judge import Judged, file_digests, judge_trial, read_score, score_json
 from replay.plan import PlanFile
 from replay.results import next_order
@@ -49,19 +51,21 @@ def verify(folder: RunFolder) -> tuple[Difference, ...]:
         if digests[path] != stated.get(path):
             found.append(Difference(place=path, stands="another file", should_be=f"sha256 {stated.get(path)}"))
     try:
-        inputs, plan = folder.inputs(), folder.plan()
+        inputs, plan, meters = folder.inputs(), folder.plan(), folder.meters()
+        found += _check_meters(meters, digests)
         trials = []
         faults: list[Exception] = []
         for number in folder.trial_numbers():
             try:
                 trial = read_trial(folder.trial_path(number))
                 found += _check_trial(trial, number, digests, inputs, plan)
-                trials.append((trial.facts, judge_trial(trial, inputs, plan)))
+                trials.append((trial.facts, judge_trial(trial, inputs, plan, meters)))
             except _UNJUDGED as error:
                 faults.append(error)  # the other trials and the plan are looked at all the same
         found += _check_plan(inputs, plan)
         if faults:
             raise faults[0]
+        found += _check_idle(folder, digests, inputs, [facts for facts, _ in trials])
         judged = [item for _, item in trials]
         found += _check_orders(inputs, [facts for facts, _ in trials], judged)
         again = msgspec.json.decode(msgspec.json.encode(score_json(folder, inputs, plan, judged)))
@@ -86,9 +90,7 @@ def _check_trial(
         (POWER, trial.facts.power_sha256),
         (SERVER, trial.facts.server_sha256),
     ):
-        place = f"trials/{number}/{name}"
-        if digests.get(place) != sha:
-            yield Difference(place=f"{place}, as trial.json notes it", stands="another file", should_be=f"sha256 {sha}")
+        yield from _check_note(f"trials/{number}/{name}", "trial.json", sha, digests)
     if trial.facts.trial != number:
         yield Difference(
             place=f"trials/{number}/trial.json: trial", stands=str(trial.facts.trial), should_be=str(number)
@@ -108,6 +110,55 @@ def _check_trial(
     strange = {record.session_id for record in trial.records} - planned
     for session_id in sorted(strange)[:1]:
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
+
+
+def _check_meters(meters: Sequence[AddedMeter], digests: dict[str, str]) -> Iterator[Difference]:
+    """Each added meter's own note of its samples, that it is the one its folder says, and the score from before it."""
+    for number, meter in enumerate(meters, 1):
+        place = f"meters/{number}"
+        yield from _check_note(f"{place}/{POWER}", "meter.json", meter.facts.power_sha256, digests)
+        if meter.facts.number != number:
+            yield Difference(place=f"{place}/meter.json: number", stands=str(meter.facts.number), should_be=str(number))
+        if (former := f"score.before-{number}.json") not in digests:
+            yield Difference(place=former, stands="nothing", should_be="the score from before this meter was added")
+
+
+def _check_idle(
+    folder: RunFolder, digests: dict[str, str], inputs: RunInputs, trials: Sequence[TrialFacts]
+) -> Iterator[Difference]:
+    """That idle power was read where it was asked for, beside the trials and not during one, and its note of files."""
+    measured = any(source.measured for facts in trials for source in facts.power_sources)
+    for moment in MOMENTS:
+        place = f"idle/{moment}"
+        idle = folder.idle(moment)
+        if idle is None:
+            if inputs.idle_s > 0 and measured:
+                yield Difference(place=place, stands="nothing", should_be=f"{inputs.idle_s:g} s of idle power")
+            continue
+        yield from _check_note(f"{place}/{POWER}", "idle.json", idle.facts.power_sha256, digests)
+        yield from _check_note(f"{place}/{SERVER}", "idle.json", idle.facts.server_sha256, digests)
+        start_us = idle.facts.zero_unix_us
+        end_us = start_us + idle.facts.end_ns // 1000
+        for facts in trials:
+            trial_end_us = facts.zero_unix_us + facts.phase_end_ns // 1000
+            late_us = end_us - facts.zero_unix_us if moment == "before" else trial_end_us - start_us
+            if late_us > CLOCK_STEP_US:
+                yield Difference(
+                    place=f"{place}/idle.json: zero_unix_us",
+                    stands=f"during or {_OTHER[moment]} trial {facts.trial}",
+                    should_be=f"{moment} every trial",
+                )
+                break
+
+
+CLOCK_STEP_US = 5_000_000  # two of the world's times are compared, and a machine's clock may be set between them
+_OTHER: dict[Moment, str] = {"before": "after", "after": "before"}
+
+
+def _check_note(place: str, note: str, sha: str, digests: dict[str, str]) -> Iterator[Difference]:
+    """What a folder's own JSON says of a file beside it."""
+    if digests.get(place) != sha:
+        yield Difference(place=f"{place}, as {note} notes it", stands="another file", should_be=f"sha256 {sha}")
 
 
 def _check_orders(inputs: RunInputs, trials: Sequence[TrialFacts], judged: Sequence[Judged]) -> Iterator[Difference]:

@@ -12,19 +12,23 @@ from typing import Any
 from replay.drive import FinishedPlay
 from replay.endpoint import Endpoint
 from replay.health import ClientHealth
+from replay.idle import IDLE_VERSION, Idle, IdleFacts, write_idle
 from replay.plan import Plan
 from replay.power.choice import parse_power
-from replay.power.source import PowerDevice, PowerSample, SourceInfo
+from replay.power.source import PowerDevice, PowerSample, SampleKind, SourceInfo
 from replay.probe import ProbeReport
 from replay.protocol import Progress, Protocol
 from replay.record import RequestRecord
 from replay.request import PlanRules, RunRequest
+from replay.scrape import ServerSample
 from replay.selftest import SelfTest
 from replay.slo import Slo, Term
 from replay.system import Accelerator, System
 from replay.trial import TRIAL_VERSION, Restart, Trial, TrialFacts, TrialOrder, write_trial
 
 SECOND = 1_000_000_000
+START_UNIX_US = 1_760_000_000_000_000
+SLOT_US = 200_000_000  # from one trial's start to the next
 PROTOCOL = Protocol(
     name="simulated",
     ramp_per_s=100.0,
@@ -118,12 +122,16 @@ class SimulatedDriver:
     noise: float = 0.03
     seed: int = 0
     watts: float = 1400.0
+    measured: bool = False  # by two accelerators, each with a counter and a gauge; otherwise a nameplate
+    idle_watts: tuple[float, float] = (240.0, 240.0)  # before and after
     canaries: list[Any] = dataclasses.field(default_factory=list)  # handed out in turn
     limit: int | None = None
     report: ProbeReport = REPORT
     before_trial: Callable[[TrialOrder], None] = lambda _: None
     orders: list[TrialOrder] = dataclasses.field(default_factory=list)
     restarts: int = 0
+    idles: list[str] = dataclasses.field(default_factory=list)
+    idle_server: tuple[ServerSample, ...] = ()  # what the server's metrics say while nothing is asked of it
 
     def probe(self) -> ProbeReport:
         return self.report
@@ -147,6 +155,43 @@ class SimulatedDriver:
 
     def canary(self) -> Any:
         return self.canaries.pop(0) if self.canaries else None
+
+    def power(self, watts: float, start_ns: int, end_ns: int) -> tuple[tuple[SourceInfo, ...], tuple[PowerSample, ...]]:
+        """A constant load, read from a second before to a second after."""
+        if not self.measured:
+            device = PowerDevice(uid="declared", name="nameplate", domain="declared", limit_w=watts, wrap_j=None)
+            source = SourceInfo(kind="declared", measured=False, version=None, devices=(device,), notes=())
+            return (source,), tuple(_sample(at, "declared", "power_w", watts) for at in (start_ns, end_ns))
+        devices = tuple(
+            PowerDevice(uid=f"GPU-{number}", name="H200", domain="accelerator", limit_w=700.0, wrap_j=None)
+            for number in range(2)
+        )
+        source = SourceInfo(kind="nvml", measured=True, version="simulated", devices=devices, notes=(), name="nvml")
+        times = range(start_ns - SECOND, end_ns + SECOND + 1, SECOND // 5)
+        samples = []
+        for at in times:
+            for device in devices:
+                samples.append(_sample(at, device.uid, "energy_j", 1e6 + watts / 2 * (at - start_ns) / 1e9))
+                samples.append(_sample(at, device.uid, "power_w", watts / 2))
+        return (source,), tuple(samples)
+
+    def idle(self, folder: Path, *, seconds: float) -> None:
+        after = folder.name == "after"
+        trials = len(list((folder.parent.parent / "trials").glob("[0-9]*")))
+        end_ns = round(seconds * SECOND)
+        sources, samples = self.power(self.idle_watts[after], 0, end_ns)
+        if not self.measured:
+            return
+        facts = IdleFacts(
+            version=IDLE_VERSION,
+            zero_unix_us=START_UNIX_US + (trials + 1 if after else 0) * SLOT_US,
+            end_ns=end_ns,
+            power_sources=sources,
+            power_sha256="",
+            server_sha256="",
+        )
+        write_idle(Idle(facts=facts, samples=samples, server=self.idle_server), folder)
+        self.idles.append(folder.name)
 
     def restart(self) -> Restart | None:
         self.restarts += 1
@@ -200,11 +245,7 @@ class SimulatedDriver:
                         failed_requests=0,
                     )
                 )
-        device = PowerDevice(uid="GPU-0", name="H200", domain="declared", limit_w=self.watts, wrap_j=None)
-        samples = tuple(
-            PowerSample(t_ns=t_ns, device="GPU-0", kind="power_w", value=self.watts, read_us=5, flag="ok")
-            for t_ns in (0, end_ns)
-        )
+        sources, samples = self.power(self.watts, 0, end_ns)
         facts = TrialFacts(
             version=TRIAL_VERSION,
             trial=order.trial,
@@ -216,7 +257,7 @@ class SimulatedDriver:
             finite=False,
             workers=1,
             restart=restart,
-            zero_unix_us=1_760_000_000_000_000 + order.trial,
+            zero_unix_us=START_UNIX_US + order.trial * SLOT_US,
             ramp_end_ns=ramp_ns,
             settle_end_ns=settle_ns,
             phase_end_ns=end_ns,
@@ -224,8 +265,7 @@ class SimulatedDriver:
             finished_plays=tuple(finished),
             health=HEALTH,
             longest_delay_s=0.0,
-            power_period_s=0.2,
-            power_sources=(SourceInfo(kind="declared", measured=False, version=None, devices=(device,), notes=()),),
+            power_sources=sources,
             requests=len(records),
             records_sha256="",
             power_sha256="",
@@ -233,6 +273,10 @@ class SimulatedDriver:
         )
         records.sort(key=lambda record: record.sent_at_ns)
         write_trial(Trial(facts=facts, records=tuple(records), samples=samples), folder)
+
+
+def _sample(t_ns: int, device: str, kind: SampleKind, value: float) -> PowerSample:
+    return PowerSample(t_ns=t_ns, device=device, kind=kind, value=value, read_us=5, flag="ok")
 
 
 HEALTH = ClientHealth(

@@ -1,4 +1,4 @@
-"""`agentdyno replay verify` and `report`: a finished run, looked at again."""
+"""`agentdyno replay verify`, `rescore` and `report`: a finished run, looked at again."""
 
 from __future__ import annotations
 
@@ -52,6 +52,64 @@ def verify(run_folder: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
 @click.option(
+    "--power",
+    required=True,
+    metavar="file:PATH",
+    help="Readings of a meter that covers the time of the run: power lines or CSV, on the world's clock.",
+)
+@click.option(
+    "--offset",
+    "offset_s",
+    default=0.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to add to the meter's times to make them those of the machine that drove the run.",
+)
+@click.option(
+    "--u-clock",
+    "u_clock_s",
+    type=click.FloatRange(min=0, max=3600),
+    metavar="S",
+    help="Standard uncertainty of what is then left between both clocks. [default: as the file says, or 0]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the contents of the new score.json.")
+def rescore(run_folder: Path, power: str, offset_s: float, u_clock_s: float | None, as_json: bool) -> None:
+    """Add a meter's readings to the finished RUN and compute its score again.
+
+    What the meter covers stands in `system.toml`, as it was when the run began. The former score stays in the folder.
+
+    \b
+    agentdyno replay rescore runs/first --power file:rack.csv --offset -3600
+    """
+    with plain_faults():
+        from replay.power.choice import parse_power
+        from replay.rescore import rescore as rescore_run
+        from replay.runfolder import RunFault, RunFolder
+        from replay.summary import summary_lines
+
+        choice = parse_power(power)
+        if choice.path is None:
+            raise click.UsageError("--power is a file here: file:PATH; other sources are read while a run goes on")
+        try:
+            found = rescore_run(RunFolder(path=run_folder), choice.path, offset_s=offset_s, u_clock_s=u_clock_s)
+        except (RunFault, FileNotFoundError) as fault:
+            raise EnvironmentFault(str(fault)) from fault
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(found.score), indent=1).decode())
+        return
+    number = found.meter.facts.number
+    said = "is added" if found.added else "was there already"
+    click.echo(
+        f"meter {number} {said}; the score from before it is {run_folder / f'score.before-{number}.json'}", err=True
+    )
+    print_text("\n".join(summary_lines(found.score)))
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN", type=FOLDER)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["html", "md", "json"]),
@@ -65,20 +123,33 @@ def verify(run_folder: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="Where to write it; - for stdout. [default: RUN/report.html, .md or .json]",
 )
-def report(run_folder: Path, form: Literal["html", "md", "json"], out: Path | None) -> None:
+@click.option(
+    "--feed",
+    metavar="POWER",
+    help="Say what a feed of so much power holds (1MW, 250kW, 800000W): whole nodes as provisioned, by the "
+    "system file's system_power.json, and the agents and engineers under it.",
+)
+def report(run_folder: Path, form: Literal["html", "md", "json"], out: Path | None, feed: str | None) -> None:
     """Write a self-contained report of RUN; of one that is not finished, from the trials so far.
 
     \b
     agentdyno replay report runs/first
     agentdyno replay report runs/first --format md --out -
+    agentdyno replay report runs/first --feed 1MW
     """
     with plain_faults():
         from replay.report import render, write_report
         from replay.runfolder import RunFault, RunFolder
+        from replay.sections.feed import parse_feed
 
+        feed_w = parse_feed(feed) if feed is not None else None
         folder = RunFolder(path=run_folder)
         try:
-            said = render(folder, form) if str(out) == "-" else str(write_report(folder, out, form))
+            said = (
+                render(folder, form, feed_w=feed_w)
+                if str(out) == "-"
+                else str(write_report(folder, out, form, feed_w=feed_w))
+            )
         except (RunFault, FileNotFoundError) as fault:
             raise EnvironmentFault(str(fault)) from fault
         click.echo(said)
@@ -86,5 +157,6 @@ def report(run_folder: Path, form: Literal["html", "md", "json"], out: Path | No
 
 COMMANDS = (
     verify,
+    rescore,
     report,
 )
