@@ -32,15 +32,24 @@ from replay.engine.model import (
 CONTEXT = 32_768
 
 
+LARGE = Shape(width=4096, layers=32, heads=32, kv_heads=8, head_width=128, feed_forward=14_336)
+"""A decoder of the shape of the 8B models of the Llama family; with this vocabulary it has 7.2 billion weights."""
+
+
 def write_model(preset: str, folder: Path) -> None:
     """Write the preset's model to a folder that is not there yet."""
-    made = ensure_model(preset)
+    tokenizer = write_shape(PRESETS[preset], folder, context=CONTEXT, dtype="float32")
+    _write_tensors(folder / "model.safetensors", _tensors(PRESETS[preset], silent_ids(tokenizer)))
+
+
+def write_shape(shape: Shape, folder: Path, *, context: int, dtype: str) -> Tokenizer:
+    """Write a model without its weights, for engines that make them up themselves; returns its tokenizer."""
+    made = ensure_model("nano")  # the tokenizer is the same for every size
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     shutil.copy(made.tokenizer_path, scratch / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(made.tokenizer_path))
-    shape = PRESETS[preset]
     ids = {name: tokenizer.token_to_id(text) for name, text in (("bos", BEGIN), ("eos", END), ("pad", PAD))}
     special = {f"{name}_token_id": token_id for name, token_id in ids.items()}
     _write_json(
@@ -55,14 +64,14 @@ def write_model(preset: str, folder: Path) -> None:
             "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.kv_heads,
             "head_dim": shape.head_width,
-            "max_position_embeddings": CONTEXT,
+            "max_position_embeddings": context,
             "rope_theta": 500_000.0,
             "rms_norm_eps": 1e-5,
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
-            "torch_dtype": "float32",
+            "torch_dtype": dtype,
             **special,
         },
     )
@@ -76,12 +85,12 @@ def write_model(preset: str, folder: Path) -> None:
             "pad_token": PAD,
             "add_bos_token": False,
             "clean_up_tokenization_spaces": False,
-            "model_max_length": CONTEXT,
+            "model_max_length": context,
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    _write_tensors(scratch / "model.safetensors", _tensors(shape, silent_ids(tokenizer)))
     scratch.rename(folder)
+    return tokenizer
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

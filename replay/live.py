@@ -16,6 +16,7 @@ from rich.text import Text
 
 from curate.words import printable
 from replay.judge import Judged
+from replay.labels import scope_words
 from replay.protocol import Progress, Protocol
 from replay.runfolder import RunInputs
 from replay.score import Watcher, search_trials
@@ -109,7 +110,7 @@ class LiveWatcher(Watcher):
         line.append(
             f" · {count(numbers.requests, 'request')} in {numbers.window_s:.0f} s · speed P25 "
             f"{value(numbers.speed_tok_s.p25, 'tok/s')} · first token P95 {value(numbers.ttft_s.p95, 's')}"
-            f" · agents wait {share(numbers.duty_cycle)}{' · reused' if reused else ''}"
+            f" · agents wait {share(numbers.duty_cycle)}{_power_words(judged)}{' · reused' if reused else ''}"
         )
         self._console.print(line, soft_wrap=True)
         reasons = [*numbers.invalid_reasons, *(reason for result in numbers.slos for reason in result.reasons)]
@@ -141,6 +142,18 @@ class LiveWatcher(Watcher):
         each_s = sum(self._took_s) / len(self._took_s) if self._took_s else expected_s
         fewest, most = (max(0, number - self._done - 1) * each_s + rest_s for number in self._ahead)
         return f"{trial}; of the search {duration(fewest)} to {duration(most)}"
+
+
+def _power_words(judged: Judged) -> str:
+    """Mean power of the first scope; where it is not known, that it is not, since no score per megawatt follows."""
+    if not judged.power:
+        return ""
+    total = judged.power[0]
+    scope = scope_words(total.scope)
+    if not total.valid:
+        return f" · no power of {scope}: {printable(total.reasons[0] if total.reasons else 'unknown')}"
+    pm = f" ± {value(total.power_u_w)}" if total.power_u_w else ""
+    return f" · {value(total.power_w)}{pm} W {scope}{'' if total.measured else ', declared'}"
 
 
 def phase_of(protocol: Protocol, progress: Progress) -> tuple[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,15 @@ import msgspec
 from capture.atomic import write_atomically
 from curate.words import printable_lines
 from replay import chart
+from replay.added_meter import AddedMeter, meter_sources
 from replay.document import Document, Section
 from replay.judge import judge_run, observe_trial, read_score
 from replay.markdown import markdown
 from replay.runfolder import RunFolder
-from replay.sections import cache, client, power, score, server, setup, speed, steady, work
+from replay.sections import cache, client, feed, megawatt, power, score, server, setup, speed, steady, work
+from replay.sections.feed import under_feed
 from replay.sections.source import Seen, Source
-from replay.sentence import findings, slo_text
+from replay.sentence import denominator_name, findings, slo_text
 from replay.slo import slo_from_json
 from replay.trial import Trial, read_trial
 from replay.verify import verify
@@ -34,31 +37,43 @@ _NOT_SAID = (
 )
 
 
-def write_report(folder: RunFolder, out: Path | None = None, form: Format = "html") -> Path:
+def write_report(
+    folder: RunFolder, out: Path | None = None, form: Format = "html", *, feed_w: float | None = None
+) -> Path:
     """Writes report.html, .md or .json and returns its path. Raises RunFault or TrialFault for what is missing."""
     path = out or folder.path / f"report.{form}"
-    write_atomically(path, render(folder, form).encode())
+    write_atomically(path, render(folder, form, feed_w=feed_w).encode())
     return path
 
 
-def render(folder: RunFolder, form: Format = "html") -> str:
-    """The report's text. A run that is not finished is judged from the trials that are there."""
+def render(folder: RunFolder, form: Format = "html", *, feed_w: float | None = None) -> str:
+    """The report's text, with what a feed of so many watts holds where one is named.
+
+    A run that is not finished is judged from the trials that are there.
+    """
     unfinished = not folder.score_path.is_file()
     contents = judge_run(folder) if unfinished else read_score(folder.score_path)
+    under = under_feed(contents, feed_w) if feed_w is not None else None
     if form == "json":
-        return as_json(contents)
+        return as_json(contents, under)
+    meters = folder.meters()
     source = Source(
         score=contents,
-        trials={number: _seen(read_trial(folder.trial_path(number)), contents) for number in folder.trial_numbers()},
+        trials={
+            number: _seen(read_trial(folder.trial_path(number)), contents, meters) for number in folder.trial_numbers()
+        },
         folder=folder.path.resolve().name,
         differences=() if unfinished else tuple(str(difference) for difference in verify(folder)),
         unfinished=unfinished,
+        feed=under,
     )
     document = compose(source)
     return printable_lines(markdown(document) if form == "md" else page(document))
 
 
-def _seen(trial: Trial, contents: dict[str, Any]) -> Seen:
+def _seen(trial: Trial, contents: dict[str, Any], meters: Sequence[AddedMeter]) -> Seen:
+    zero_unix_us, end_ns = trial.facts.zero_unix_us, trial.facts.phase_end_ns
+    later = [sample for meter in meters for sample in meter.cut(zero_unix_us=zero_unix_us, end_ns=end_ns)]
     return Seen(
         records=trial.records,
         observation=observe_trial(
@@ -66,15 +81,17 @@ def _seen(trial: Trial, contents: dict[str, Any]) -> Seen:
             [slo_from_json(slo) for slo in contents["slos"]],
             exact_length=contents["policies"]["length"]["mode"] == "exact",
         ),
-        samples=trial.samples,
-        power_sources=trial.facts.power_sources,
+        samples=(*trial.samples, *later),
+        power_sources=(*trial.facts.power_sources, *meter_sources(meters)),
         server=trial.server,
     )
 
 
-def as_json(contents: dict[str, Any]) -> str:
-    """score.json with the verdict sentences in front."""
-    said = {"verdict_sentences": [finding.sentence for finding in findings(contents)], **contents}
+def as_json(contents: dict[str, Any], under: dict[str, Any] | None = None) -> str:
+    """score.json with the verdict sentences in front, and what a feed holds where one was named."""
+    said: dict[str, Any] = {"verdict_sentences": [finding.sentence for finding in findings(contents)]}
+    said |= {"feed": under} if under is not None else {}
+    said |= contents
     return msgspec.json.format(msgspec.json.encode(said), indent=1).decode() + "\n"
 
 
@@ -101,6 +118,8 @@ def compose(source: Source) -> Document:
         speed.speed(source),
         cache.cache(source),
         server.server(source),
+        megawatt.megawatt(source),
+        feed.feed(source.feed) if source.feed is not None else None,
         power.power(source),
         client.client(source),
         steady.steady(source),
@@ -160,8 +179,9 @@ def _not_said(contents: dict[str, Any]) -> tuple[str, ...]:
     said += _NOT_SAID
     rows = [row for result in contents["results"] for row in result["denominators"] if row["unit"] == "W"]
     if rows:
-        scopes = "; ".join(dict.fromkeys(f"{row['source']} covers {row['scope']}" for row in rows))
-        said.append(f"The power of anything outside its scope, such as a facility's megawatt: {scopes}.")
+        drawn = [row for row in rows if row["id"] in ("accelerator", "accelerator_engaged", "node_or_rack")] or rows
+        scopes = "; ".join(dict.fromkeys(f"{denominator_name(row)}: {row['scope']}" for row in drawn))
+        said.append(f"The power of anything outside a denominator's scope. {scopes[0].upper()}{scopes[1:]}.")
     else:
         said.append("Anything about power: none was measured or declared for this number.")
     if contents["kind"] == "run":

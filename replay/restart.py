@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
-import subprocess
-import tempfile
 import time
 
 import httpx
@@ -15,23 +12,12 @@ from capture.fault import EnvironmentFault
 from replay import loop
 from replay.endpoint import Endpoint
 from replay.trial import Restart
+from replay.user_command import run_command
 
 COMMAND_TIMEOUT_S = 900.0
 ANSWER_TIMEOUT_S = 1800.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.5
-TAIL_CHARACTERS = 300
-
-
-def command_words(command: str) -> tuple[str, ...]:
-    """A command's words as a shell would cut them; raises ValueError with a sentence."""
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as fault:
-        raise ValueError(f"--restart-cmd {command!r} is not a command: {fault}") from fault
-    if not words:
-        raise ValueError("--restart-cmd is empty: name the command that restarts the server")
-    return words
 
 
 def restart(
@@ -47,33 +33,12 @@ def restart(
     starting in the background.
     """
     began = time.monotonic()
-    name = words[0]
-    # What it prints goes to a file: a server that keeps a pipe open would never let the command end. It gets a session
-    # of its own, so that Ctrl-C here does not end the server that it starts.
-    with tempfile.TemporaryFile() as output:
-        try:
-            done = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                timeout=command_timeout_s,
-                check=False,
-                start_new_session=True,
-            )
-        except FileNotFoundError as fault:
-            raise EnvironmentFault(f"the restart command {name!r} does not exist") from fault
-        except OSError as fault:
-            raise EnvironmentFault(f"the restart command {name!r} cannot be run: {fault.strerror or fault}") from fault
-        except subprocess.TimeoutExpired as fault:
-            raise EnvironmentFault(
-                f"the restart command {name!r} did not end within {command_timeout_s:g} s: it must leave the server in "
-                "the background and end"
-            ) from fault
-        if done.returncode != 0:
-            output.seek(0)
-            tail = output.read().decode(errors="replace").strip()[-TAIL_CHARACTERS:]
-            raise EnvironmentFault(f"the restart command {name!r} failed with exit code {done.returncode}: {tail}")
+    run_command(
+        words,
+        "restart",
+        timeout_s=command_timeout_s,
+        advice=": it must leave the server in the background and end",
+    )
     ended = time.monotonic()
     loop.run(_until_all_answer(endpoint, ended + answer_timeout_s, answer_timeout_s))
     return Restart(command_s=ended - began, answered_s=time.monotonic() - ended)

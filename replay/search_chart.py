@@ -70,7 +70,7 @@ def draw_search(points: Sequence[Point], answer: Answer) -> str:
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         axes.set_ylim(low, high)
-        _plain_ticks(axes, agents)
+        plain_ticks(axes, agents)
         _margin_ticks(axes, low, high)
         axes.set(
             ylabel="worst term ÷ limit", title="Every trial: filled met, open missed; squares confirm, stars hold out"
@@ -122,7 +122,7 @@ def _margin_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_yticks([math.log(step) for step in inside], [f"{step:g}×" for step in inside])
 
 
-def _plain_ticks(axes: Axes, agents: Sequence[int]) -> None:
+def plain_ticks(axes: Axes, agents: Sequence[int]) -> None:
     """The levels that were tried, as far as they leave room for one another."""
     shown: list[int] = []
     room = math.log(agents[-1] / agents[0]) / 16 if len(agents) > 1 else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -12,6 +13,19 @@ from replay.slo import WORDS
 
 UNKNOWN = "–"
 NEVER = "∞"  # of a time: no first token ever came
+DENOMINATORS = {
+    "accelerator_count": "accelerators",
+    "accelerator": "accelerators",
+    "accelerator_engaged": "engaged accelerators alone",
+    "module": "modules",
+    "cpu_package": "CPU packages",
+    "node_or_rack": "nodes or racks",
+    "provisioned": "provisioned power",
+    "facility_measured": "the facility, from what was drawn",
+    "facility_provisioned": "the facility, as provisioned",
+    "declared": "a stated nameplate",
+}
+_HEADLINE = ("accelerator", "node_or_rack", "provisioned", "facility_measured", "facility_provisioned")
 
 
 def value(number: float | None, unit: str = "") -> str:
@@ -163,15 +177,39 @@ def _goodput(result: dict[str, Any]) -> str:
 
 
 def _foot(score: dict[str, Any], result: dict[str, Any] | None = None) -> str:
-    per_megawatt = [row for row in (result or {}).get("denominators", ()) if row["unit"] == "W"]
-    power = "; ".join(
-        f"{row['agents']:,.0f} agents per MW, power {row['basis']}" + _by(row["source"], row["basis"])
-        for row in per_megawatt
+    rows = _one_facility(headline_rows((result or {}).get("denominators", ())))
+    power = ", ".join(
+        f"{row['agents']:,.0f}{' agents per MW' if place == 0 else ''} of {denominator_of(row)}"
+        for place, row in enumerate(rows)
     )
     if not power:
         bases = sorted({total["basis"] for trial in score["trials"] for total in trial["power"] if total["valid"]})
         power = f"power {' and '.join(bases)}" if bases else "no power"
     return f"{power}; {_kind(score)}"
+
+
+def headline_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is said per megawatt in one breath: accelerators, nodes, provisioned, facility; where none is known, all."""
+    watts = [row for row in rows if row["unit"] == "W"]
+    return [row for name in _HEADLINE for row in watts if row["id"] == name] or watts
+
+
+def _one_facility(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    facilities = [row for row in rows if row["id"].startswith("facility")]
+    return [row for row in rows if row not in facilities[1:]]
+
+
+def denominator_name(row: dict[str, Any]) -> str:
+    """What the agents are divided by, in two or three words."""
+    if row["id"] == "accelerator_count" and row["denominator"] == 1:
+        return str(row["per"])
+    return str(row["unit"]) if row["id"] == "accelerator_count" else DENOMINATORS.get(row["id"], str(row["id"]))
+
+
+def denominator_of(row: dict[str, Any]) -> str:
+    """The same with its basis, which is never left out: `accelerators (measured)`."""
+    name = denominator_name(row)
+    return name if row["id"] == row["basis"] else f"{name} ({row['basis']})"
 
 
 def _kind(score: dict[str, Any]) -> str:
@@ -183,26 +221,75 @@ def _why(result: dict[str, Any], otherwise: str) -> str:
     return result["reasons"][0] if result["reasons"] else otherwise
 
 
-def _by(source: str, basis: str) -> str:
-    return "" if source == basis else f" by {source}"
-
-
 def denominator_line(row: dict[str, Any]) -> str:
-    """One ratio with its denominator and its interval."""
+    """One ratio with its interval and its denominator: what that is, whether it was measured, what it leaves out."""
     low, high = row.get("agents_low"), row.get("agents_high")
     between = f" ({_ratio(low)} to {_ratio(high)})" if low is not None and high is not None else ""
     certified = row.get("agents_certified")
     sure = f", {_ratio(certified)} certified" if certified is not None else ""
     if row["unit"] != "W":
-        unit = row["per"] if row["denominator"] == 1 else row["unit"]
-        basis = f"{row['denominator']:g} {unit}, {row['basis']}"
+        basis = f"{row['denominator']:g} {denominator_name(row)}, {row['basis']}"
         return f"{_ratio(row['agents'])} agents per {row['per']}{between}{sure} ({basis})"
     each = row.get("watts_per_agent")
     watts = f", {value(each, 'W')} per agent" if each is not None else ""
     return (
-        f"{row['agents']:,.0f} agents per MW{between}{sure} ({row['basis']}{_by(row['source'], row['basis'])}: "
-        f"{row['denominator']:,.1f} W{watts}; {row['scope']})"
+        f"{row['agents']:,.0f} agents per MW of {denominator_name(row)}{between}{sure} ({row['basis']}"
+        f"{'' if row['source'] == row['basis'] else ' by ' + row['source']}: {watts_pm(row)}{watts}; {row['scope']})"
     )
+
+
+def energy_line(result: dict[str, Any]) -> str | None:
+    """What a turn, a token and a job cost in energy, over the first denominator that stands for the result."""
+    rows = [row for row in headline_rows(result["denominators"]) if row["id"] in result["energy"]]
+    if not rows:
+        return None
+    item = result["energy"][rows[0]["id"]]
+    said = [
+        f"{value(item[key], unit)} {words}".replace("  ", " ")
+        for key, unit, words in (
+            ("joules_per_turn", "J", "per turn"),
+            ("joules_per_output_token", "J", "per output token"),
+            ("kwh_per_job", "kWh", "per job"),
+            ("jobs_per_mwh", "jobs", "per MWh"),
+            ("dynamic_watts_per_agent", "W", "above idle per agent"),
+        )
+        if item[key] is not None
+    ]
+    return f"{', '.join(said)}, over {denominator_of(rows[0])}" if said else None
+
+
+def money_line(money: dict[str, Any] | None) -> str | None:
+    """What an agent and a job cost, with what that rests on."""
+    if money is None:
+        return None
+    said = [
+        f"{value(money[key], money['currency'])} {words}"
+        for key, words in (
+            ("per_agent_hour", "per agent-hour"),
+            ("per_job", "per job"),
+            ("energy_per_agent_hour", "of energy per agent-hour"),
+        )
+        if money[key] is not None
+    ]
+    return f"{', '.join(said)} ({money['basis']})" if said else None
+
+
+def engineers_line(found: dict[str, Any] | None) -> str | None:
+    """How many engineers the agents serve."""
+    if found is None:
+        return None
+    sure = f", {value(found['certified'])} certified" if found["certified"] is not None else ""
+    low = f" (at least {value(found['low'])} by the interval)" if found["low"] is not None else ""
+    return (
+        f"serves {value(found['engineers'])} engineers{low}{sure}, each with "
+        f"{value(found['agents_per_engineer'])} agents at work"
+    )
+
+
+def watts_pm(row: dict[str, Any]) -> str:
+    """The watts of a denominator with their expanded uncertainty (k = 2), as far as it has one."""
+    watts, expanded = f"{row['denominator']:,.1f} W", 2 * math.hypot(row["u_gain"], row["u_rest"])
+    return f"{watts} ± {value(expanded, 'W')}, k = 2" if expanded else watts
 
 
 def _ratio(number: float) -> str:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from replay.sentence import count, denominator_line, findings, share, value
+from replay.sentence import (
+    count,
+    denominator_line,
+    energy_line,
+    engineers_line,
+    findings,
+    money_line,
+    share,
+    value,
+)
 
 REASONS_MOST = 3  # of one service level
 LABELS_MOST = 6
@@ -21,6 +30,9 @@ def summary_lines(score: dict[str, Any]) -> list[str]:
         if len(reasons) > REASONS_MOST:
             lines.append(f"  … and {len(reasons) - REASONS_MOST} more reasons, in the report")
         lines += ["  " + denominator_line(row) for row in result.get("denominators", ())]
+        if result.get("denominators"):
+            said = (energy_line(result), money_line(result["money"]), engineers_line(result["engineers"]))
+            lines += ["  " + line for line in said if line is not None]
     items = {item["trial"]: item for item in score["trials"]}
     reference = next((result["reference_trial"] for result in score["results"] if result["reference_trial"]), None)
     shown = items.get(reference) if reference is not None else next(reversed(items.values()), None)

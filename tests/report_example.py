@@ -10,26 +10,30 @@ from typing import Any
 import msgspec
 
 from replay.canary import CanaryResult, FreeAnswer, Greedy, LogProbability, ServerCanary, ToolCalls
+from replay.curve import curve
+from replay.denominator import denominator_rows, denominators
 from replay.drive import FinishedPlay
+from replay.energy_use import energy_use
 from replay.fit import Point, fieller
+from replay.health import ClientHealth
+from replay.judge import Judged, power_totals
+from replay.labels import device_words
 from replay.measure import measure
+from replay.money import engineers, money
 from replay.observation import observe
-from replay.power.declared import DeclaredSource
-from replay.power.energy import total_power
-from replay.power.source import PowerSample
 from replay.protocol import QUICK
 from replay.record import RequestRecord
 from replay.scrape import READ_US, ServerSample, server_metrics
 from replay.sections.source import Seen, Source
-from replay.slo import FAMILIES, Slo, slo_to_json
+from replay.slo import FAMILIES, Measured, Slo, slo_to_json
+from replay.system import system_to_json
 from replay.void import LateWindow
 from replay.window import Window
+from tests.power_example import SECOND, SYSTEM, idle, power_samples, power_sources
 
-SECOND = 1_000_000_000
 WINDOW = Window(start_ns=10 * SECOND, end_ns=70 * SECOND)
 SLOS = FAMILIES["aa-shape-2026-07"]
 CAPACITY = 24.0  # agents at which the first service level is just held
-WATTS = 5600.0
 
 
 @functools.cache
@@ -101,16 +105,12 @@ def records(agents: int, *, seed: int = 1, dead: bool = False) -> tuple[RequestR
 @functools.cache
 def seen(agents: int, *, seed: int = 1, dead: bool = False) -> Seen:
     """Such a trial's files."""
-    source = DeclaredSource(WATTS, 1)
-    ticks = range(-SECOND, WINDOW.end_ns + SECOND, 200_000_000)
     own = records(agents, seed=seed, dead=dead)
     return Seen(
         records=own,
         observation=observe(own, WINDOW, exact_length=True, finished_plays=_finished(own)),
-        samples=tuple(
-            PowerSample(t_ns=at, device="declared-0", kind="power_w", value=WATTS, read_us=0, flag="ok") for at in ticks
-        ),
-        power_sources=(source.describe(),),
+        samples=power_samples(agents, WINDOW),
+        power_sources=power_sources(),
         server=tuple(
             ServerSample(t_ns=at, server="http://127.0.0.1:8000", metric=name, value=value)
             for at in range(0, WINDOW.end_ns, 2 * SECOND)
@@ -125,8 +125,8 @@ def seen(agents: int, *, seed: int = 1, dead: bool = False) -> Seen:
 
 
 @functools.cache
-def _trial_json(number: int, agents: int, purpose: str, *, slos: tuple[Slo, ...], late: int, dead: bool) -> bytes:
-    """A trial as score.json holds it; in `late` of its windows the client was late."""
+def judged(number: int, agents: int, purpose: Any, *, slos: tuple[Slo, ...], late: int, dead: bool) -> Judged:
+    """A trial as it is judged; in `late` of its windows the client was late."""
     files = seen(agents, seed=number, dead=dead)
     late_windows = tuple(
         LateWindow(
@@ -136,41 +136,69 @@ def _trial_json(number: int, agents: int, purpose: str, *, slos: tuple[Slo, ...]
         )
         for place in range(late)
     )
-    judged = measure(
-        files.records,
-        WINDOW,
+    power, limits_w = power_totals(files.power_sources, files.samples, SYSTEM, WINDOW)
+    return Judged(
+        trial=number,
         agents=agents,
-        slos=slos,
-        exact_length=True,
-        longest_delay_s=2.0,
-        finished_plays=_finished(files.records),
-        session_turns=dict.fromkeys((record.session_id for record in files.records), 8),
-        late=late_windows,
+        purpose=purpose,
+        draw=0 if purpose in ("bracket", "bisect", "run") else number,
+        stop_reason="measured",
+        measure=measure(
+            files.records,
+            WINDOW,
+            agents=agents,
+            slos=slos,
+            exact_length=True,
+            longest_delay_s=2.0,
+            finished_plays=_finished(files.records),
+            session_turns=dict.fromkeys((record.session_id for record in files.records), 8),
+            late=late_windows,
+        ),
+        power=power,
+        limits_w=limits_w,
+        devices_say=device_words(files.power_sources),
+        health=msgspec.convert(_health(late), ClientHealth),
+        server=server_metrics(files.server, files.window),
+        restart=None,
+        measured=Measured(
+            ramp_per_s=50.0,
+            settle_s=10.0,
+            measure_s=60.0,
+            finished_trajectories=10,
+            finished_per_agent_min=0,
+            start_offset_turns=0,
+            request_timeout_s=600.0,
+        ),
+        cross_warming=(),
+        unmet=(),
     )
-    item: dict[str, Any] = {
-        "trial": number,
-        "agents": agents,
-        "purpose": purpose,
-        "draw": 0 if purpose in ("bracket", "bisect", "run") else number,
-        "stop_reason": "measured",
-        "measure": msgspec.to_builtins(judged),
-        "power": [
-            {
-                **msgspec.to_builtins(
-                    total_power(info, files.samples, start_ns=WINDOW.start_ns, end_ns=WINDOW.end_ns, period_s=0.2)
-                ),
-                "basis": "measured" if info.measured else "declared",
-            }
-            for info in files.power_sources
-        ],
-        "health": _health(late),
-        "server": msgspec.to_builtins(server_metrics(files.server, files.window)),
-        "restart": None,
-        "protocol_unmet": [],
-    }
-    item["measure"]["agent_time"]["explained"] = judged.agent_time.explained
-    item["measure"]["work"]["output_shortfall"] = judged.work.output_shortfall
-    return msgspec.json.encode(item)  # infinities are null there
+
+
+def _trial_json(item: Judged) -> dict[str, Any]:
+    """The same as score.json holds it."""
+    value: dict[str, Any] = msgspec.to_builtins(item)
+    for name in ("unmet", "limits_w", "measured", "cross_warming"):
+        del value[name]
+    value["protocol_unmet"] = []
+    for row, total in zip(value["power"], item.power, strict=True):
+        row |= {"basis": "measured" if total.measured else "declared", "limit_w": item.limits_w.get(total.scope)}
+    value["measure"]["agent_time"]["explained"] = item.measure.agent_time.explained
+    value["measure"]["work"]["output_shortfall"] = item.measure.work.output_shortfall
+    found: dict[str, Any] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it: infinities are null there."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def _idle_json() -> dict[str, Any]:
+    value = _plain(msgspec.to_builtins(idle()))
+    for moment in ("before", "after"):
+        for row in value[moment]["power"]:
+            row["basis"] = "measured"
+    return {"asked_s": 60.0, **value}
 
 
 def _finished(records: tuple[RequestRecord, ...]) -> tuple[FinishedPlay, ...]:
@@ -252,18 +280,19 @@ def run_source(outcome: str = "found", *, slos: tuple[Slo, ...] = SLOS[:2]) -> S
     dead = outcome == "none_holds"
     files = {number: seen(agents, seed=number, dead=dead) for number, (agents, _) in enumerate(levels, 1)}
     late = {2: 5, 3: 1} if outcome == "found" else dict.fromkeys(files, 5) if outcome == "invalid" else {}
-    trials = [
-        msgspec.json.decode(_trial_json(number, agents, purpose, slos=slos, late=late.get(number, 0), dead=dead))
+    tried = [
+        judged(number, agents, purpose, slos=slos, late=late.get(number, 0), dead=dead)
         for number, (agents, purpose) in enumerate(levels, 1)
     ]
+    trials = [_trial_json(item) for item in tried]
     # The second level of a search is of its own kind; of a single trial it is the same.
     kinds = [outcome] if outcome in ("found", "maximum", "undecided", "invalid") else [outcome] * 2
-    results = [_result([*kinds, "undecided"][index], slo, index, trials) for index, slo in enumerate(slos)]
+    results = [_result([*kinds, "undecided"][index], slo, index, trials, tried) for index, slo in enumerate(slos)]
     first = results[0] if results else _without_slo(bool(trials))
     return Source(
         score={
-            "score_version": 2,
-            "methodology_version": "1.0",
+            "score_version": 3,
+            "methodology_version": "1.1",
             "agentdyno_version": "0.1.0",
             "kind": "run" if single else "score",
             "class": None if single else "standard",
@@ -309,17 +338,13 @@ def run_source(outcome: str = "found", *, slos: tuple[Slo, ...] = SLOS[:2]) -> S
                 "class standard: trials of 300 s, shorter than the record class asks",
                 *dict.fromkeys(slo.note for slo in slos),
                 "synthetic text in 7 of 7 sessions: prefixes are shared as recorded",
-                "power is declared (declared:700W*8), not measured",
+                "everything here is simulated: no server was measured, and no device was read",
             ],
-            "system": {
-                "name": "a simulated node of 8 x H200",
-                "accelerators": [{"name": "H200", "kind": "gpu", "role": "serve", "uuid": None, "count": 8}],
-                "engine": "vllm",
-                "engine_version": None,
-                "launch_command": "vllm serve simulated-8b --tensor-parallel-size 8",
-                "weights": None,
-                "power_cap_w": 700.0,
-            },
+            "system": _plain(system_to_json(SYSTEM)),
+            "power": ["nvml", "exporter:http://pdu.example.com/metrics"],
+            "idle": None if single else _idle_json(),
+            "meters": [],
+            "curve": _plain(curve(SYSTEM, tried, finite=False)),
             "undisclosed": ["engine_version", "weights"],
             "probe": {"engine": "vllm", "ignore_eos": "honoured", "context_tokens": 131_072, "options": ["a", "b"]},
             "client_limit": {
@@ -358,7 +383,7 @@ def _canary() -> dict[str, Any]:
     return result
 
 
-def _result(outcome: str, slo: Slo, index: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(outcome: str, slo: Slo, index: int, trials: list[dict[str, Any]], tried: list[Judged]) -> dict[str, Any]:
     held = [(item, item["measure"]["slos"][index]) for item in trials]
     result: dict[str, Any] = {
         "slo": slo.name,
@@ -377,6 +402,9 @@ def _result(outcome: str, slo: Slo, index: int, trials: list[dict[str, Any]]) ->
         "protocol_unmet": [],
         "search": None,
         "denominators": [],
+        "energy": {},
+        "money": None,
+        "engineers": None,
     }
     if outcome.startswith("run"):
         item, own = held[0]
@@ -438,45 +466,27 @@ def _result(outcome: str, slo: Slo, index: int, trials: list[dict[str, Any]]) ->
             "reference_trial": reference["trial"],
             "goodput_trial": reference["trial"],
             "goodput_agents": goodput,
-            "denominators": _denominators(agents or 0.0, result["interval"], result["certified"], goodput),
         }
+        basis = [item for item in tried if fit is not None and item.trial in fit.trials]
+        result |= _divided(result, agents or 0.0, tried[reference["trial"] - 1], basis if outcome == "found" else [])
     return result
 
 
-def _denominators(
-    agents: float, interval: dict[str, Any] | None, certified: int | None, goodput: int
-) -> list[dict[str, Any]]:
-    def over(factor: float, **words: Any) -> dict[str, Any]:
-        return {
-            "basis": "declared",
-            "u_gain": 0.0,
-            "u_rest": 0.0,
-            "sensors": [],
-            "agents": agents * factor,
-            "agents_low": interval["low"] * factor if interval else None,
-            "agents_high": interval["high"] * factor if interval else None,
-            "agents_certified": certified * factor if certified else None,
-            "agents_goodput": goodput * factor,
-            "watts_per_agent": None,
-            **words,
+def _divided(result: dict[str, Any], agents: float, reference: Judged, basis: list[Judged]) -> dict[str, Any]:
+    """What the agents are divided by, from the trials that the number rests on."""
+    powers = denominators(SYSTEM, basis or [reference], agents)
+    interval = (result["interval"]["low"], result["interval"]["high"]) if result["interval"] else None
+    certified = result["certified"]
+    rows = denominator_rows(
+        SYSTEM, powers, agents, interval=interval, certified=certified, goodput=result["goodput_agents"]
+    )
+    jobs_per_h = reference.measure.metrics.jobs.per_h
+    found: dict[str, Any] = _plain(
+        {
+            "denominators": rows,
+            "energy": energy_use(SYSTEM, reference, idle()),
+            "money": money(SYSTEM, powers, agents, certified=certified, jobs_per_h=jobs_per_h),
+            "engineers": engineers(SYSTEM, agents, interval=interval, certified=certified),
         }
-
-    return [
-        over(
-            1 / 8,
-            per="accelerator",
-            scope="all of the deployment, as the system file lists them",
-            source="system file",
-            denominator=8,
-            unit="accelerators",
-        ),
-        over(
-            1e6 / WATTS,
-            per="megawatt",
-            scope="a nameplate that the user stated",
-            source="declared",
-            denominator=WATTS,
-            unit="W",
-            watts_per_agent=WATTS / agents if agents else None,
-        ),
-    ]
+    )
+    return found

@@ -44,15 +44,20 @@ def test_python_in_a_page_is_python(page: Path) -> None:
 
 def test_the_example_files_are_read_and_name_every_key(tmp_path: Path) -> None:
     from replay.protocol import FULL
+    from replay.provisioned import read_provisioned
     from replay.slo import load_slos
-    from replay.system import Accelerator, System, load_system
+    from replay.system import Accelerator, Meter, Node, Prices, Rack, System, load_system
 
-    system, level = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "FORMATS.md").read_text(), flags=re.DOTALL)
-    for name, text in (("system.toml", system), ("level.toml", level)):
+    page = (ROOT / "docs" / "FORMATS.md").read_text()
+    system, level = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (descriptor,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    for name, text in (("system.toml", system), ("level.toml", level), ("system_power.json", descriptor)):
         (tmp_path / name).write_text(text)
-    assert load_system(tmp_path / "system.toml").accelerator_count == 8
+    found = load_system(tmp_path / "system.toml")
+    assert found.accelerator_count == 8
+    assert read_provisioned(found.provisioned).power_w == 1.5 * (2 * 350 + 8 * 700 + 4 * 300)
     assert replace(load_slos(str(tmp_path / "level.toml"))[0].protocol, name=FULL.name) == FULL
-    for kind, text in ((System, system), (Accelerator, system)):
+    for kind, text in ((kind, system) for kind in (System, Accelerator, Node, Rack, Meter, Prices)):
         assert [field.name for field in fields(kind) if not re.search(rf"\b{field.name}\b", text)] == []
 
 
@@ -67,6 +72,14 @@ def test_the_page_of_recipes_names_every_key_and_its_examples_are_read(tmp_path:
     for text in examples:
         (tmp_path / "recipe.toml").write_text(text)
         read_recipe(tmp_path / "recipe.toml")
+
+
+def test_the_table_of_series_in_the_docs_is_read(tmp_path: Path) -> None:
+    from replay.power.series import read_table
+
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "POWER.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "series.toml").write_text(text)
+    assert read_table(tmp_path / "series.toml")
 
 
 def test_the_methodology_has_the_version_that_results_carry() -> None:

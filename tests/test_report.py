@@ -11,26 +11,30 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from replay import chart
 from replay.document import Chart, Document, Table
+from replay.judge import SCORE_VERSION, power_totals
 from replay.live import LiveWatcher, duration, phase_of
 from replay.markdown import markdown
-from replay.power.declared import DeclaredSource
-from replay.power.source import Meter
+from replay.power.source import PowerSample
 from replay.protocol import Progress
 from replay.recent import Recent, at_rank
 from replay.report import as_json, compose, page, render, write_report
 from replay.runfolder import RunFolder
 from replay.score import run
 from replay.sections.cache import shares_over_time
+from replay.sections.feed import feed, parse_feed, under_feed
+from replay.sections.power import over_time, scope_watts
 from replay.sections.source import Source
-from replay.sentence import findings, share, value
+from replay.sentence import UNKNOWN, findings, share, value
 from replay.summary import LABELS_MOST, summary_lines
 from replay.trial import TrialOrder
-from tests.report_example import WINDOW, run_source, seen
+from tests.power_example import GPUS, SYSTEM
+from tests.report_example import SLOS, WINDOW, judged, run_source, seen
 from tests.sample_sessions import text_session
 from tests.simulated_run import PROTOCOL, SimulatedDriver, simulated_request
 
@@ -102,7 +106,7 @@ def test_every_outcome_reads_well_on_the_page_and_in_markdown(outcome: str) -> N
         assert source.score["dataset_digest"] in words
         assert source.score["plan"]["digest"] in words
         assert "undisclosed" in words
-        assert "methodology 1.0" in words
+        assert "methodology 1.1" in words
     assert len(text) < 1_500_000
     assert findings(source.score)[0].claim in reader.text
     names = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
@@ -116,20 +120,24 @@ def test_every_outcome_reads_well_on_the_page_and_in_markdown(outcome: str) -> N
     assert [line.cells[0].text for line in listed.rows] == [str(item["trial"]) for item in source.score["trials"]]
 
 
+PER_MEGAWATT = (
+    r"[\d,]+ agents per MW of accelerators \(measured\), [\d,]+ of nodes or racks \(measured\), "
+    r"[\d,]+ of provisioned power, [\d,]+ of the facility, from what was drawn \(declared\)"
+)
 SENTENCES = {
     "found": r"\d+ agents hold aa-shape-2026-07/20: estimate [\d.]+, 95 % interval [\d.]+ to [\d.]+; \d+ certified; "
-    r"\d+ agents hold it each by themselves; [\d,]+ agents per MW, power declared; class standard; methodology 1\.0\.",
+    rf"\d+ agents hold it each by themselves; {PER_MEGAWATT}; class standard; methodology 1\.1\.",
     "maximum": r"At least 16 agents hold aa-shape-2026-07/20: the search ended at its maximum, no interval; nothing "
     r"certified; .*",
     "undecided": r"Undecided on aa-shape-2026-07/20: the confirmation trials do not say .*",
     "none_holds": r"Not even one agent holds aa-shape-2026-07/20: a single agent misses the level; class standard; "
-    r"methodology 1\.0\.",
+    r"methodology 1\.1\.",
     "invalid": r"No score on aa-shape-2026-07/20: the trial at 8 agents was invalid twice.*",
     "unfinished": r"No score on aa-shape-2026-07/20: the search is not over: 32 agents come next; .*",
     "run": r"8 agents hold aa-shape-2026-07/20: one trial, not searched; \d agents hold it each by themselves; "
-    r"power declared; methodology 1\.0\.",
-    "run_without_slo": r"8 agents driven: no service level was asked; power declared; methodology 1\.0\.",
-    "no_trial": r"No agents driven, and the numbers may not be believed: no trial was run; methodology 1\.0\.",
+    r"power measured; methodology 1\.1\.",
+    "run_without_slo": r"8 agents driven: no service level was asked; power measured; methodology 1\.1\.",
+    "no_trial": r"No agents driven, and the numbers may not be believed: no trial was run; methodology 1\.1\.",
 }
 
 
@@ -166,7 +174,7 @@ def test_the_page_needs_nothing_beside_it_and_shows_every_trial_in_its_charts() 
     assert chart.with_own_ids(again.draw(), "chart1") in text  # the same run, the same bytes
     slugs = [section.slug for section in document.sections]
     assert slugs == [
-        *("attainment", "trials", "speed", "cache", "server", "power", "client", "steady", "jobs"),
+        *("attainment", "trials", "speed", "cache", "server", "power", "devices", "client", "steady", "jobs"),
         *("failures", "work", "system", "policies", "files"),
     ]
 
@@ -213,7 +221,7 @@ def test_a_real_folder_is_reported_and_its_changed_number_is_named(tmp_path: Pat
     assert "agentdyno replay verify first" in text
     assert "do not follow" not in text
     assert "# " in render(folder, "md")
-    assert json.loads(render(folder, "json"))["score_version"] == 2
+    assert json.loads(render(folder, "json"))["score_version"] == SCORE_VERSION
 
     score = json.loads(folder.score_path.read_bytes())
     score["trials"][0]["measure"]["ttft_s"]["p95"] = 0.001
@@ -235,6 +243,144 @@ def test_the_summary_is_short_and_says_where_the_rest_is() -> None:
     assert sum(line.startswith("  !") for line in lines) == LABELS_MOST + 1
     assert any("agents per MW" in line and "certified" in line for line in lines)
     assert any(line.startswith(f"  trial {score['results'][0]['reference_trial']}, ") for line in lines)
+
+
+def test_every_denominator_stands_beside_the_others_with_what_it_leaves_out() -> None:
+    source = run_source("found")
+    result = source.score["results"][0]
+    section = next(section for section in without_charts(source).sections if section.slug == "power")
+    table, energy = section.blocks[:2]
+    assert isinstance(table, Table)
+    assert isinstance(energy, Table)
+    assert [line.cells[0].text for line in table.rows] == [
+        *("accelerator", "MW of accelerators", "MW of nodes or racks", "MW of provisioned power"),
+        *("MW of the facility, from what was drawn", "MW of the facility, as provisioned"),
+    ]
+    assert [line.cells[1].text for line in table.rows] == [
+        *("declared", "measured", "measured", "provisioned", "declared", "declared")
+    ]
+    assert all(item["scope"] in str(line.note) for item, line in zip(result["denominators"], table.rows, strict=True))
+    assert "no CPU, network, cooling" in str(table.rows[1].note)
+    assert re.fullmatch(r"[\d,.]+ W ± [\d.]+ W, k = 2", table.rows[1].cells[2].text)
+    assert len(energy.rows) == len(result["energy"]) == 5
+    assert energy.rows[0].cells[5].text == share(result["energy"]["accelerator"]["idle_share"])
+    assert any("serves" in point and "engineers" in point for point in section.points)
+    assert any("USD per agent-hour" in point and "USD per job" in point for point in section.points)
+    said = "\n".join(summary_lines(source.score))
+    for words in ("per output token", "jobs per MWh", "USD per agent-hour", "engineers", "k = 2", "no CPU"):
+        assert words in said
+
+
+def test_the_curve_holds_every_trial_and_its_chart_is_drawn() -> None:
+    source = run_source("found")
+    section = next(section for section in compose(source).sections if section.slug == "power")
+    drawn = next(block for block in section.blocks if isinstance(block, Chart))
+    assert "11 trials between 2 and 33 agents" in drawn.says
+    assert len(drawn.draw.args[0]) == 5 * 11  # type: ignore[attr-defined]  # a point for each trial and denominator
+    assert "<path" in drawn.draw()
+    table = section.blocks[-1]
+    assert isinstance(table, Table)
+    assert sorted(line.cells[0].text for line in table.rows) == sorted(str(number) for number in range(1, 12))
+    for line in table.rows:
+        item = next(row for row in source.score["curve"] if str(row["trial"]) == line.cells[0].text)
+        assert value(item["power"]["accelerator"]["agents_per_megawatt"]) in [cell.text for cell in line.cells]
+
+
+def test_devices_idle_power_and_what_the_devices_said() -> None:
+    section = next(section for section in without_charts(run_source("found")).sections if section.slug == "devices")
+    totals, devices, budget, idle, sources, states = (block for block in section.blocks if isinstance(block, Table))
+    assert [line.cells[0].text for line in totals.rows] == ["accelerator", "node or rack"]
+    assert len(devices.rows) == len(budget.rows) == 9
+    assert {line.cells[2].text for line in devices.rows} == {"counter", "gauge"}
+    assert all(line.cells[-1].text != UNKNOWN for line in budget.rows)
+    assert [line.cells[3].tone for line in idle.rows] == ["missed", "missed"]  # it moved by more than a tenth
+    assert [line.cells[0].text for line in sources.rows] == ["nvml", "exporter:http://pdu.example.com/metrics"]
+    assert [line.cells[1].text for line in states.rows] == ["700 W"] * 8
+    assert [line.cells[7].text for line in states.rows].count("software power cap") == 1
+    assert "ECC on" in states.caption
+
+
+def test_a_lost_device_has_no_total_and_says_which_one() -> None:
+    source = run_source("run")
+    seen_trial = source.trials[1]
+    score = copy.deepcopy(source.score)
+    own = [item for item in seen_trial.samples if item.device != GPUS[5]]
+    power, _ = power_totals(seen_trial.power_sources, own, SYSTEM, WINDOW)
+    for row, total in zip(score["trials"][0]["power"], power, strict=True):
+        row |= json.loads(msgspec.json.encode(total))
+    score["results"][0]["denominators"] = []
+    lost = dataclasses.replace(source, score=score, trials={1: dataclasses.replace(seen_trial, samples=tuple(own))})
+    section = next(section for section in without_charts(lost).sections if section.slug == "devices")
+    totals = section.blocks[0]
+    assert isinstance(totals, Table)
+    assert totals.rows[0].cells[-1].text == "no"
+    assert totals.rows[0].cells[3].text == UNKNOWN
+    assert GPUS[5] in str(totals.rows[0].note)
+    chart_of = over_time(own, score["trials"][0]["power"], WINDOW)
+    assert chart_of is not None
+    assert chart_of.says == "Watts over time of node or rack (measured)."  # what is left of the others is no total
+
+
+def test_watts_over_time_are_those_of_the_counters_and_a_gap_is_not_bridged() -> None:
+    def counts(*seconds: int) -> list[PowerSample]:
+        return [
+            PowerSample(t_ns=at * 10**9, device="a", kind="energy_j", value=300.0 * at, read_us=0, flag="ok")
+            for at in seconds
+        ]
+
+    whole = scope_watts([counts(*range(20))])
+    assert [watts for _, watts in whole] == pytest.approx([300.0] * len(whole))
+    assert len(whole) == 10  # two of the source's own steps each
+    gap = scope_watts([counts(*range(8), *range(16, 24))])
+    assert [watts for _, watts in gap] == pytest.approx([300.0] * len(gap))
+    assert [at for at, _ in gap if 8 < at < 16] == []
+    assert scope_watts([counts(*range(20)), []]) == []
+    gauge = [dataclasses.replace(sample, kind="power_w", value=50.0) for sample in counts(*range(20))]
+    both = scope_watts([gauge, counts(*range(20))])
+    assert [watts for _, watts in both] == pytest.approx([350.0] * 10)
+    fallen = counts(0, 1, 2, 3) + [
+        dataclasses.replace(sample, value=(sample.value or 0.0) - 1e3) for sample in counts(4, 5, 6, 7)
+    ]
+    assert all(watts == pytest.approx(300.0) for _, watts in scope_watts([fallen]))
+
+
+def test_a_feed_holds_whole_nodes_as_they_are_provisioned(tmp_path: Path) -> None:
+    score = run_source("found").score
+    result = score["results"][0]
+    under = under_feed(score, 1e6)
+    # 9,450 W a node by the rules, 11,812.5 W with a design PUE of 1.25: 84 of them are 992 kW.
+    assert under["fit"]["units"] == 84
+    assert under["fit"]["unit_w"] == pytest.approx(11_812.5)
+    first = under["results"][0]
+    assert first["agents"] == pytest.approx(84 * result["agents"])
+    assert first["agents_certified"] == pytest.approx(84 * result["certified"])
+    assert first["engineers"] == pytest.approx(84 * result["agents"] / 2.5)
+    assert under["results"][1]["agents"] is None  # undecided
+    words = markdown(without_charts(dataclasses.replace(run_source("found"), feed=under)))
+    assert "1 MW hold 84 whole nodes, 672 accelerators, at 11.81 kW each" in words
+    check_words(words)
+
+    annual = {**score, "system": {**score["system"], "pue_kind": "annual"}}
+    assert under_feed(annual, 1e6)["fit"]["units"] == 105
+    assert under_feed(score, 11_000.0)["results"][0]["agents"] == 0  # not even one node
+    nothing = {**score, "system": {**score["system"], "provisioned": None}}
+    assert under_feed(nothing, 1e6)["fit"] is None
+    assert "does not size a feed" in feed(under_feed(nothing, 1e6)).lead[0]
+    broken = {**score, "system": {**score["system"], "provisioned": {"cooling": "air"}}}
+    assert under_feed(broken, 1e6)["why_not"]
+
+
+@pytest.mark.parametrize(
+    ("text", "watts"), [("1MW", 1e6), ("0.5 MW", 5e5), ("250kW", 2.5e5), ("800000W", 8e5), ("250KW", 2.5e5)]
+)
+def test_feeds_in_words(text: str, watts: float) -> None:
+    assert parse_feed(text) == watts
+
+
+@pytest.mark.parametrize("text", ["", "1", "1mW", "-1MW", "0kW", "infMW", "1e6W", "1MVA", "1MW 2MW"])
+def test_what_is_no_feed_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--feed"):
+        parse_feed(text)
 
 
 def test_numbers_in_words() -> None:
@@ -303,6 +449,20 @@ def test_a_long_run_shows_where_it_is(terminal: bool) -> None:
     assert ("\x1b" in said) == terminal
 
 
+def test_a_finished_trial_says_what_it_drew_or_why_that_is_not_known() -> None:
+    item = judged(1, 8, "confirm", slos=SLOS[:1], late=0, dead=False)
+    lost = dataclasses.replace(item.power[0], valid=False, power_w=None, reasons=("GPU-3 was lost \x1b[2J",))
+    for found, words in (
+        (item, r"· [\d,]+ ± \d+ W accelerator$"),
+        (dataclasses.replace(item, power=(lost,)), r"· no power of accelerator: GPU-3 was lost  \[2J$"),
+        (dataclasses.replace(item, power=()), r"agents wait \d+%$"),
+    ):
+        out = io.StringIO()
+        with LiveWatcher(Console(file=out, width=400, color_system=None)) as watcher:
+            watcher.trial_ends(found, reused=False)
+        assert re.search(words, out.getvalue().splitlines()[0])
+
+
 def test_phases_and_durations_in_words() -> None:
     def at(elapsed_s: float, measured_s: float) -> str:
         progress = Progress(
@@ -336,10 +496,3 @@ def test_the_live_numbers_are_of_the_latest_answers() -> None:
         recent.note(dataclasses.replace(last, outcome="timeout"))
     assert at_rank(recent.ttfts_s, 0.95) is None  # it never came
     assert at_rank(recent.ttfts_s, 0.5) is not None
-
-
-def test_the_meter_says_what_is_drawn_now() -> None:
-    with Meter((DeclaredSource(700.0, 2),)) as meter:
-        assert meter.watts() == 1400.0
-    with Meter(()) as meter:
-        assert meter.watts() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from replay.commands.shared import (
     FOLDER,
     PLAN_OPTION_NAMES,
     endpoint_of,
+    idle_seconds,
     meter_options,
     plain_faults,
     plan_options,
     plan_rules,
+    print_text,
     run_and_print,
     server_options,
     service_levels,
@@ -25,6 +28,8 @@ from replay.commands.shared import (
 
 if TYPE_CHECKING:
     from replay.protocol import RunClass
+    from replay.request import RunRequest
+    from replay.runfolder import RunFolder
 
 
 def _list_presets(context: click.Context, _: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -91,6 +96,25 @@ def _list_presets(context: click.Context, _: click.Parameter, value: tuple[str, 
     "--match", "match_file", type=FILE, help="What `curate match --json` printed of the dataset; stands in the result."
 )
 @click.option("--resume", is_flag=True, help="Continue an unfinished run in the folder of --out.")
+@click.option(
+    "--sweep-power-cap",
+    "caps",
+    metavar="WATTS,…",
+    help="Score once under each of these power caps, in a folder of its own below --out. Caps are set by "
+    "--power-cap-cmd alone.",
+)
+@click.option(
+    "--power-cap-cmd",
+    metavar="CMD",
+    help="Your command that sets a cap, with {watts} for the number; run without a shell before each score, for "
+    "example 'sudo nvidia-smi -pl {watts}'.",
+)
+@click.option(
+    "--power-cap-restore-cmd",
+    metavar="CMD",
+    help="Your command that ends the caps: run after the last score, after a fault and after Ctrl-C. Without it the "
+    "last cap stays.",
+)
 @plan_options
 @meter_options
 @click.pass_context
@@ -108,7 +132,11 @@ def score(
     against: Path | None,
     match_file: Path | None,
     resume: bool,
+    caps: str | None,
+    power_cap_cmd: str | None,
+    power_cap_restore_cmd: str | None,
     powers: tuple[str, ...],
+    idle_s: float | None,
     system_file: Path | None,
     workers: int,
     out: Path,
@@ -125,9 +153,16 @@ def score(
         --system system.toml --power nvml --out runs/first
     agentdyno replay score my-dataset --url http://127.0.0.1:8001 --model m --against runs/first \\
         --system other.toml --power nvml --out runs/second
+    agentdyno replay score my-dataset --url http://127.0.0.1:8000 --model m --slo aa-shape-2026-07/20 \\
+        --system system.toml --power nvml --out runs/caps --sweep-power-cap 400,500,600 \\
+        --power-cap-cmd 'sudo nvidia-smi -pl {watts}' --power-cap-restore-cmd 'sudo nvidia-smi -pl 700'
     """
     if against is not None:
         _only_free_options(context)
+        if caps is not None:
+            raise click.UsageError("--sweep-power-cap compares its own scores: leave --against out")
+    if (caps is None) != (power_cap_cmd is None) or (caps is None and power_cap_restore_cmd is not None):
+        raise click.UsageError("--sweep-power-cap and --power-cap-cmd stand together; this program sets no cap itself")
     if quick and run_class not in (None, "screen"):
         raise click.UsageError(f"--quick is a screen; leave it out for class {run_class}")
     if against is None and not slo_texts:
@@ -137,9 +172,9 @@ def score(
         from replay.power.choice import parse_powers
         from replay.protocol import SCREEN, protocol_of
         from replay.request import RunRequest
-        from replay.restart import command_words
         from replay.runfolder import RunFolder
         from replay.system import UNDISCLOSED, load_system
+        from replay.user_command import command_words
 
         endpoint = endpoint_of(options)
         slos = service_levels(slo_texts)
@@ -158,14 +193,19 @@ def score(
             protocol=protocol_of(asked_class, quick=quick, own=[slo.protocol for slo in slos]) if slos else SCREEN,
             system=system,
             power=parse_powers(powers),
+            idle_s=idle_seconds(idle_s),
             agents=start,
             maximum_agents=max_agents,
             client_limit=client_limit,
-            restart_words=command_words(restart_cmd) if restart_cmd is not None else None,
+            restart_words=command_words(restart_cmd, "--restart-cmd") if restart_cmd is not None else None,
             workers=workers,
             out=out,
             resume=resume,
         )
+
+        if caps is not None and power_cap_cmd is not None:
+            met = _sweep(request, dataset, caps, power_cap_cmd, power_cap_restore_cmd, as_json=as_json)
+            raise click.exceptions.Exit(0 if met else 1)
 
         def settings(digest: str) -> RunRequest:
             asked = dataclasses.replace(request, dataset_digest=digest)
@@ -179,6 +219,54 @@ def score(
         )
     if not met:
         raise click.exceptions.Exit(1)
+
+
+def _sweep(
+    request: RunRequest, dataset_folder: Path, caps: str, command: str, restore: str | None, *, as_json: bool
+) -> bool:
+    """Scores under each cap, prints the table; False where any of them gave no answer."""
+    from curate.dataset import Dataset
+    from replay.against import request_against
+    from replay.live import LiveWatcher
+    from replay.score import run as run_all
+    from replay.sweep import SweepOrder, check_place, parse_caps, sweep, sweep_lines
+    from replay.user_command import command_words
+
+    order = SweepOrder(
+        caps_w=parse_caps(caps),
+        set_words=command_words(command, "--power-cap-cmd"),
+        restore_words=command_words(restore, "--power-cap-restore-cmd") if restore is not None else None,
+        out=request.out,
+        resume=request.resume,
+    )
+    check_place(order.set_words)
+    dataset = Dataset.open(dataset_folder)
+
+    def run_at(cap_w: float, folder: Path, resume: bool, first: RunFolder | None) -> dict[str, Any]:
+        asked = dataclasses.replace(
+            request,
+            dataset_digest=dataset.digest,
+            out=folder,
+            resume=resume,
+            system=dataclasses.replace(request.system, power_cap_w=cap_w),
+        )
+        if first is not None:
+            asked = request_against(asked, first)
+        with LiveWatcher() as watcher:
+            return run_all(asked, functools.partial(dataset.trajectories, packed=True), watcher)
+
+    try:
+        found = sweep(order, run_at, lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; continue with the same command and --resume ({order.out})", err=True)
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=1))
+    else:
+        print_text("\n".join(sweep_lines(found)))
+    return all(row["verdict"] == "met" and not row["not_comparable_with_first"] for row in found["rows"])
 
 
 _SETTLED = {"slo_texts", "run_class", "quick", "start"}

@@ -7,14 +7,16 @@ from typing import Any
 
 from replay.document import Cell, Chart, Row, Section, Table, columns, row
 from replay.failure import FAILED_MOST, failure_margin
+from replay.labels import scope_words
 from replay.search_chart import Answer, Point, draw_search
 from replay.sections.source import Source, verdict_cell
 from replay.sentence import (
     NEVER,
     UNKNOWN,
     count,
-    denominator_line,
+    denominator_of,
     finding,
+    headline_rows,
     observed,
     share,
     slo_text,
@@ -40,9 +42,9 @@ def at_a_glance(score: dict[str, Any]) -> Table | None:
     rows = []
     slos = {slo["name"]: slo for slo in score["slos"]}
     for result in score["results"]:
-        interval, per = result["interval"], {item["unit"]: item for item in result["denominators"]}
-        watts = per.pop("W", None)
-        unit = next(iter(per.values()), None)
+        interval = result["interval"]
+        unit = next((item for item in result["denominators"] if item["unit"] != "W"), None)
+        watts = headline_rows(result["denominators"])
         rows.append(
             row(
                 result["slo"],
@@ -52,7 +54,7 @@ def at_a_glance(score: dict[str, Any]) -> Table | None:
                 value(result["certified"]),
                 value(result["goodput_agents"]),
                 f"{unit['agents']:,.3g}" if unit else UNKNOWN,
-                f"{watts['agents']:,.0f} ({watts['basis']})" if watts else UNKNOWN,
+                "; ".join(f"{item['agents']:,.0f} of {denominator_of(item)}" for item in watts) or UNKNOWN,
                 note=_beneath(score, slos[result["slo"]], result),
             )
         )
@@ -61,7 +63,7 @@ def at_a_glance(score: dict[str, Any]) -> Table | None:
         "a holdout trial confirmed. Goodput: agents that hold every limit on their own requests.",
         columns=columns(
             *("service level:", "verdict:", "agents", "95 % interval", "certified", "goodput"),
-            *("per accelerator", "per MW"),
+            *("per accelerator", "per MW:"),
         ),
         rows=tuple(rows),
     )
@@ -263,7 +265,7 @@ def _trial_table(source: Source) -> Table:
                 "cached",
                 "output tok/s",
             ),
-            *("power W",),
+            *("W, of:",),
         ),
         rows=tuple(rows),
     )
@@ -283,7 +285,7 @@ def _trial_row(item: dict[str, Any], names: list[str], *, marked: bool) -> Row:
         verdicts = [verdict_cell(held["verdict"]), Cell(text=_factor(held))]
     else:
         verdicts = [verdict_cell(numbers["verdict"])]
-    watts = [value(total["power_w"]) for total in item["power"] if total["valid"]]
+    watts = [f"{value(total['power_w'])} {scope_words(total['scope'])}" for total in item["power"] if total["valid"]]
     reasons = dict.fromkeys([*numbers["reasons"], *(reason for held in numbers["slos"] for reason in held["reasons"])])
     return row(
         str(item["trial"]),
@@ -316,13 +318,3 @@ def _factor(held: dict[str, Any]) -> str:
     if held["margin"] is None and any(term.get("infinite") for term in held["terms"]):
         return f"{NEVER}×"
     return times_limit(held["margin"])
-
-
-def denominators(score: dict[str, Any]) -> tuple[str, ...]:
-    """Every ratio of every service level, with its denominator named."""
-    several = len(score["results"]) > 1
-    return tuple(
-        (f"{result['slo']}: " if several else "") + denominator_line(item)
-        for result in score["results"]
-        for item in result["denominators"]
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from replay.document import Cell, Section, Table, columns, pairs, row
 from replay.sections.source import Source
-from replay.sentence import UNKNOWN, count, name_of, plain
+from replay.sentence import UNKNOWN, count, name_of, plain, value
 
 _UNDISCLOSED = Cell(text="undisclosed", tone="missed")
+_NONE = Cell(text=UNKNOWN, tone="quiet")
 
 
 def system(source: Source) -> Section:
@@ -17,8 +19,10 @@ def system(source: Source) -> Section:
     disclosed = score["system"]
     items: list[tuple[str, str | Cell]] = []
     for key, item in disclosed.items():
-        if key != "accelerators":
+        if key != "accelerators" and key not in _PARTS:
             items.append((name_of(key), _UNDISCLOSED if item is None else _cell(item)))
+    for key, words in _PARTS.items():
+        items.append((name_of(key), words(disclosed[key]) if disclosed.get(key) else _NONE))
     accelerators = disclosed.get("accelerators") or []
     named = "; ".join(_accelerator(item) for item in accelerators)
     items.insert(1, ("accelerators", named or _UNDISCLOSED))
@@ -40,8 +44,55 @@ def system(source: Source) -> Section:
 
 
 def _accelerator(item: dict[str, Any]) -> str:
-    uuid = f", {item['uuid']}" if item.get("uuid") else ""
-    return f"{item.get('count', 1)} × {item['name']} ({item.get('kind', 'gpu')}, {item.get('role', 'serve')}{uuid})"
+    where = [
+        item[key] if key == "uuid" else f"{key} {item[key]}" for key in ("uuid", "node", "module") if item.get(key)
+    ]
+    told = ", ".join([item.get("kind", "gpu"), item.get("role", "serve"), *where])
+    return f"{item.get('count', 1)} × {item['name']} ({told})"
+
+
+def _nodes(items: list[dict[str, Any]]) -> str:
+    return ", ".join(item["name"] + (f" (rack {item['rack']})" if item.get("rack") else "") for item in items)
+
+
+def _racks(items: list[dict[str, Any]]) -> str:
+    def whole(item: dict[str, Any]) -> str:
+        held = [count(item[key], key.removesuffix("s")) for key in ("nodes", "accelerators") if item.get(key)]
+        return f" of {' and '.join(held)}" if held else ""
+
+    return ", ".join(f"{item['name']}{whole(item)}" for item in items)
+
+
+def _meters(items: list[dict[str, Any]]) -> str:
+    def one(item: dict[str, Any]) -> str:
+        sure = (
+            f", ± {value(item['u_percent'])} % by {item.get('evidence') or 'no evidence'}"
+            if item.get("u_percent")
+            else ""
+        )
+        return f"{plain(item['device'])} covers {item['covers']}{sure}"
+
+    return "; ".join(one(item) for item in items)
+
+
+def _provisioned(item: dict[str, Any]) -> str:
+    """Its total, where it yields one."""
+    from replay.provisioned import ProvisionedFault, read_provisioned
+
+    try:
+        return f"{value(read_provisioned(item).power_w, 'W')} by its system_power.json"
+    except ProvisionedFault as fault:
+        return f"no total, because {fault}"
+
+
+_PARTS: dict[str, Callable[[Any], str]] = {
+    "nodes": _nodes,
+    "racks": _racks,
+    "meters": _meters,
+    "prices": plain,
+    "provisioned": _provisioned,
+}
+"""Tables of the system file; a small system needs none of them."""
 
 
 def _server(score: dict[str, Any]) -> Table:

@@ -41,6 +41,7 @@ class Source:
     folder: str
     differences: tuple[str, ...] = ()
     unfinished: bool = False
+    feed: dict[str, Any] | None = None  # what one of so many watts holds, where that was asked
 
     @property
     def shown(self) -> dict[str, Any] | None:
