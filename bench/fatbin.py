@@ -67,13 +67,16 @@ def _section(data: bytearray, name: bytes) -> tuple[int, int] | None:
     """File offset and size of a section of a 64-bit ELF file (System V ABI, chapter 4); None where it has none."""
     if data[:6] != _ELF_MAGIC:
         return None
-    (table,) = struct.unpack_from("<Q", data, 0x28)
-    entry_size, count, names = struct.unpack_from("<HHH", data, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQ", data, table + index * entry_size) for index in range(count)]
-    strings = headers[names][4]
+    try:
+        (table,) = struct.unpack_from("<Q", data, 0x28)
+        entry_size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+        headers = [struct.unpack_from("<IIQQQQ", data, table + index * entry_size) for index in range(count)]
+        strings = headers[names][4]
+    except (struct.error, IndexError):  # cut short
+        return None
     for label, _, _, _, offset, size in headers:
         if data[strings + label : strings + label + len(name) + 1] == name + b"\0":
-            return offset, size
+            return (offset, size) if offset + size <= len(data) else None
     return None
 
 
@@ -84,7 +87,7 @@ def _entries(data: bytearray, offset: int, size: int) -> list[tuple[int, int, in
     while place + 16 <= end:
         magic, _, header, body = struct.unpack_from("<IHHQ", data, place)
         stop = place + header + body
-        if magic != MAGIC or stop > end:
+        if magic != MAGIC or header < 16 or stop > end:
             place += 8  # containers are aligned, with padding between them
             continue
         entry = place + header

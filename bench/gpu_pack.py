@@ -144,6 +144,8 @@ def _install(site: Path, python: str, what: Sequence[str]) -> None:
 
 def _archive(folder: Path, archive: Path, left_out: Sequence[str]) -> None:
     def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.uid = member.gid = 0  # nothing of who packed it
+        member.uname = member.gname = ""
         return None if any(part in f"/{member.name}" for part in (*left_out, "/__pycache__")) else member
 
     with tarfile.open(archive, "w:xz", preset=6) as file:

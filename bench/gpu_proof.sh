@@ -60,25 +60,38 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT TERM HUP
 
-agentdyno() { PYTHONPATH=$work/own/site "$python" -m agentdyno "$@"; }
+agentdyno() { PYTHONPATH=$work/own/site "$python" -P -m agentdyno "$@"; }
 of_pack() { "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$pack/pack.json" "$1"; }
 
-unpack() { # PART: checks its pieces against pack.json, then unpacks them once
+unpack() { # PART: checks its pieces against pack.json, then unpacks these, once
+  local listed
+  local -a pieces
   if [ -f "$work/$1/.done" ]; then return; fi
   say "unpacking $1"
-  "$python" - "$pack" "$1" <<'PYTHON' || fail "the pack is not whole: bring its pieces again"
+  listed=$(
+    "$python" - "$pack" "$1" <<'PYTHON'
 import hashlib, json, pathlib, sys
 
 pack, part = pathlib.Path(sys.argv[1]), sys.argv[2]
 for piece in json.loads((pack / "pack.json").read_text())["pieces"][part]:
-    path = pack / piece["file"]
+    path = pack / pathlib.Path(piece["file"]).name
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != piece["sha256"]:
         sys.exit(f"{path} is missing or not what was packed")
+    print(path)
 PYTHON
+  ) && [ -n "$listed" ] || fail "the pack is not whole: bring its pieces again"
+  mapfile -t pieces <<<"$listed"
+  [ ! -e "$work/$1" ] || [ -f "$work/$1/.begun" ] || fail "$work/$1 is not of an earlier call: name another folder in WORK"
   rm -rf "${work:?}/$1"
   mkdir -p "$work/$1"
-  cat "$pack/$1.tar.xz".* | tar xJ -C "$work/$1"
+  touch "$work/$1/.begun"
+  cat "${pieces[@]}" | tar xJ --no-same-owner -C "$work/$1"
   touch "$work/$1/.done"
+}
+
+answers() { # whether a server is there; no proxy of the environment is asked
+  "$python" -c 'import sys, urllib.request as u
+u.build_opener(u.ProxyHandler({})).open(sys.argv[1] + "/v1/models", timeout=5)' "$url" 2>/dev/null
 }
 
 start_engine() {
@@ -115,13 +128,17 @@ PYTHON
     # shellcheck disable=SC2206 # words on purpose
     command+=(${ENGINE_OPTIONS:-})
   fi
+  case " ${command[*]}" in
+    *" --api-key"* | *" --hf-token"*) fail "the engine's command holds a key, and OUT keeps the command: set it by an environment variable" ;;
+  esac
+  ! answers || fail "something answers at $url already: stop it, or name another PORT"
   say "starting ${command[*]}"
   printf '%q ' "${command[@]}" >"$out/engine-command.txt"
   PYTHONPATH=$site HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
     VLLM_USE_FLASHINFER_SAMPLER=0 setsid "${command[@]}" >"$out/engine.log" 2>&1 </dev/null &
   engine_pid=$!
   local end=$((SECONDS + ${START_S:-1200}))
-  until "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/v1/models", timeout=5)' "$url" 2>/dev/null; do
+  until answers; do
     kill -0 "$engine_pid" 2>/dev/null || {
       tail -n 20 "$out/engine.log" >&2
       fail "the engine ended while it started: $out/engine.log"

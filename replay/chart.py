@@ -168,8 +168,8 @@ def over(
         if share:
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(lambda number, _: f"{number:.0%}")
-        else:
-            axes.set_ylim(bottom=0)
+        else:  # with room for the names of several lines above the highest
+            axes.set_ylim(0, axes.get_ylim()[1] * (1.2 if len(lines) > 1 else 1.0))
         axes.grid(axis="y")
         _legend(axes, lines, 4)
         return svg(figure)

@@ -273,12 +273,27 @@ def _unlike_rows(a: _Side, b: _Side, row: Mapping[str, Any], other: Mapping[str,
     for key in ("per", "unit", "basis"):
         if row[key] != other[key]:
             return f"unlike {key}: {row[key]} and {other[key]}"
+    metered = row["id"] == "node_or_rack" or (row["id"] == "facility_measured" and row["basis"] == "declared")
+    if metered and (domains := _domains(a)) != _domains(b):
+        return f"unlike meters: of {domains} and of {_domains(b)}"
     kinds = [side.system.pue_kind for side in (a, b)]
     if row["id"].startswith("facility") and row["basis"] == "declared" and kinds[0] != kinds[1]:
         return f"unlike PUE: {kinds[0]} and {kinds[1]}"
     if row["id"] == "facility_measured" and row["basis"] == "declared" and _of(row) != _of(other):
         return f"unlike power under the PUE: {_of(row)} and {_of(other)}"
     return None
+
+
+def _domains(side: _Side) -> str:
+    """Whether nodes or racks were metered: racks hold switches and losses that nodes do not."""
+    found = {
+        device["domain"]
+        for item in side.score["trials"]
+        for total in item["power"]
+        if total["scope"] == "node_or_rack"
+        for device in total["devices"]
+    }
+    return " and ".join(f"{domain}s" for domain in sorted(found)) or "none"
 
 
 def _of(row: Mapping[str, Any]) -> str:

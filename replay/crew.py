@@ -202,7 +202,7 @@ def _write_privately(path: Path, job: Job) -> None:
 
 async def _start(job: int, number: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "replay.worker", str(job), str(number)),
+        *(sys.executable, "-P", "-m", "replay.worker", str(job), str(number)),
         pass_fds=(job,),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -6,8 +6,8 @@ basis: measured power × a stated PUE is declared.
 
     S = 10⁶ · N / P       agents per megawatt, which are agent-hours per megawatt-hour
     w = P / N             its inverse, watts per agent
-    certified S = 10⁶ · N_certified / (P + 2 u_P), where P is the highest mean power of any trial that the number rests
-    on and that had no more agents than was found: what scatters between trials is charged, not averaged
+    certified S = 10⁶ · N_certified / max(P + 2 u_P), each mean power P with its own u_P: of any trial that the number
+    rests on and that had no more agents than was found, of the holdout that certifies, and as interpolated
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SCOPE_IDS: dict[str, DenominatorId] = {
 """Scopes of power that agents are divided by. Memory, network and DRAM alone serve nobody: they are shown, no more."""
 
 SCOPES: dict[DenominatorId, str] = {
-    "accelerator": "accelerators only, as their own sensors report them: no CPU, network, cooling or conversion",
+    "accelerator": "accelerators only: no CPU, network, cooling or conversion",
     "accelerator_engaged": "accelerators that serve, without the idle ones of the deployment: no CPU, network, cooling "
     "or conversion",
     "module": "modules of accelerators and their CPU: no network, cooling or conversion",
@@ -100,7 +100,7 @@ class Denominator:
     basis: Basis
     source: str
     power_w: float
-    certain_w: float  # what a certified number is divided by: the highest of the trials, with 2 u of its reading
+    certain_w: float | None  # what a certified number is divided by: the highest of the trials, with 2 u of its reading
     u_gain_w: float = 0.0
     u_rest_w: float = 0.0
     sensors: tuple[str, ...] = ()  # models of the devices
@@ -111,10 +111,15 @@ class Denominator:
         return 2 * math.hypot(self.u_gain_w, self.u_rest_w)
 
 
-def denominators(system: System, trials: Sequence[Judged], agents: float) -> tuple[Denominator, ...]:
-    """Every scope whose power at so many agents is known from all these trials, or from the system file."""
+def denominators(
+    system: System, trials: Sequence[Judged], agents: float, holdouts: Sequence[Judged] = ()
+) -> tuple[Denominator, ...]:
+    """Every scope whose power at so many agents is known from all these trials, or from the system file.
+
+    `holdouts` are the trials that certify a number.
+    """
     found: dict[DenominatorId, Denominator] = {}
-    for power in mean_powers(trials, agents):
+    for power in mean_powers(trials, agents, holdouts):
         if (name := SCOPE_IDS.get(power.scope)) is not None:
             found[name] = _of_scope(name, power)
     if (provisioned := _provisioned(system)) is not None:
@@ -135,8 +140,9 @@ def denominator_rows(
 ) -> list[dict[str, Any]]:
     """Every ratio that has a denominator, as score.json holds it: the estimate, its interval, what is certified."""
     rows: list[dict[str, Any]] = []
-    count = system.accelerator_count
     cpus = all(item.kind == "cpu" for item in system.accelerators)
+    # A processor beside accelerators is none of them: the one is not to be counted with the watts of the other.
+    count = sum(item.count for item in system.accelerators if cpus or item.kind != "cpu")
     if count:
         rows.append(
             {
@@ -162,6 +168,9 @@ def denominator_rows(
     for power in powers:
         low, high = _limits(agents, interval, power)
         per_megawatt = agents_per_megawatt(agents, power.power_w)
+        certain = None
+        if certified is not None and power.certain_w is not None:
+            certain = agents_per_megawatt(certified, power.certain_w)
         counted = engaged_count(system) if power.id == "accelerator_engaged" else 0 if cpus else count
         rows.append(
             {
@@ -178,7 +187,7 @@ def denominator_rows(
                 "agents": per_megawatt,
                 "agents_low": low,
                 "agents_high": high,
-                "agents_certified": None if certified is None else agents_per_megawatt(certified, power.certain_w),
+                "agents_certified": certain,
                 "agents_goodput": agents_per_megawatt(goodput, power.power_w) if goodput is not None else None,
                 "watts_per_agent": power.power_w / agents,
                 "watts_per_accelerator": watts_per_accelerator(agents / counted, per_megawatt) if counted else None,
@@ -199,7 +208,7 @@ def watts_per_accelerator(agents_per_accelerator: float, per_megawatt: float) ->
 
 def engaged_count(system: System) -> int:
     """Accelerators that serve; idle ones are part of the deployment, but do no work."""
-    return sum(item.count for item in system.accelerators if item.role != "idle")
+    return sum(item.count for item in system.accelerators if item.role != "idle" and item.kind != "cpu")
 
 
 def _of_scope(name: DenominatorId, power: MeanPower) -> Denominator:
@@ -209,7 +218,7 @@ def _of_scope(name: DenominatorId, power: MeanPower) -> Denominator:
         basis="measured" if power.measured else "declared",
         source=", ".join(power.sources),
         power_w=power.power_w,
-        certain_w=power.highest_w + 2 * math.hypot(power.u_gain_w, power.u_rest_w),
+        certain_w=power.certain_w,
         u_gain_w=power.u_gain_w,
         u_rest_w=math.hypot(power.u_rest_w, power.u_scatter_w),
         sensors=power.sensors,
@@ -247,7 +256,7 @@ def _with_pue(system: System, found: dict[DenominatorId, Denominator], of: Denom
         basis="declared",
         source=base.source,
         power_w=base.power_w * system.pue,
-        certain_w=base.certain_w * system.pue,
+        certain_w=None if base.certain_w is None else base.certain_w * system.pue,
         u_gain_w=base.u_gain_w * system.pue,
         u_rest_w=base.u_rest_w * system.pue,
         sensors=base.sensors,

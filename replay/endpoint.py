@@ -139,17 +139,17 @@ class Endpoint:
 
 def _base_url(text: str) -> str:
     url = text.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    shown = repr(text) if not {"@", "?"} & set(text) else "the URL"  # what stands beside these may be a secret
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise EndpointError(f"{text!r} is not a URL ({error}): give one like http://127.0.0.1:8000") from None
+        raise EndpointError(f"{shown} is not a URL ({error}): give one like http://127.0.0.1:8000") from None
     if parsed.userinfo:
-        # Not quoted: it holds a password.
         raise EndpointError(
             "the URL holds credentials: give one like http://127.0.0.1:8000 and name a key by its environment variable"
         )
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
-        raise EndpointError(f"{text!r} is not the base URL of a server: give one like http://127.0.0.1:8000")
+        raise EndpointError(f"{shown} is not the base URL of a server: give one like http://127.0.0.1:8000")
     return url
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ import msgspec
 
 from capture.atomic import write_atomically
 from curate.manifest import file_sha256
+from replay.power.domain import Scope
 from replay.power.energy import PowerTotal
 from replay.power.source import PowerSample, SourceInfo
 from replay.scrape import ServerSample, server_metrics
@@ -268,6 +269,7 @@ def load_flags(trials: Sequence[Judged], idle: IdlePower | None) -> list[str]:
                 f"{place} is below {BARELY_WORKED:g} times idle ({idle_w / count:.0f} W): they hardly worked, or "
                 "other devices did the work"
             )
+        found += _idle_ones_at_work(item.trial, totals, idle)
         limit_w = item.limits_w.get(total.scope)
         if limit_w is not None and total.power_w > OVER_LIMIT * limit_w:
             found.append(
@@ -275,3 +277,21 @@ def load_flags(trials: Sequence[Judged], idle: IdlePower | None) -> list[str]:
                 "limit is wrong"
             )
     return found
+
+
+def _idle_ones_at_work(trial: int, totals: Mapping[Scope, PowerTotal], idle: IdlePower | None) -> list[str]:
+    """Whether accelerators that the system file calls idle, which `engaged` leaves out, drew more than at rest."""
+    every, engaged = totals.get("accelerator"), totals.get("accelerator_engaged")
+    if every is None or engaged is None or idle is None or every.power_w is None or engaged.power_w is None:
+        return []
+    rest_w, engaged_rest_w = (idle.highest_w(total.scope) for total in (every, engaged))
+    if rest_w is None or engaged_rest_w is None:
+        return []
+    drawn_w, before_w, count = every.power_w - engaged.power_w, rest_w - engaged_rest_w, len(every.devices)
+    if drawn_w <= BARELY_WORKED * before_w:
+        return []
+    each = max(1, count - len(engaged.devices))
+    return [
+        f"trial {trial}: accelerators that the system file calls idle drew {drawn_w / each:.0f} W each, and "
+        f"{before_w / each:.0f} W at rest: they worked, and those that serve are not all that did"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -185,10 +186,27 @@ def _of_the_power(
     refusal = provisioned_refusal(system)
     if refusal is not None:
         yield f"no provisioned power: {refusal}"
+    yield from _provisioned_too_low(rows)
     measured = {name for name, row in rows.items() if row["basis"] == "measured"}
     if measured and not measured & {"node_or_rack", "facility_measured"}:
         yield "power of whole nodes was not measured: what feeds, cools and joins them is not in the megawatt"
     yield from _of_the_scopes(system, rows)
+
+
+def _provisioned_too_low(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Where a part of what the system is built to draw was seen to draw more than all of it."""
+    if "provisioned" not in rows:
+        return
+    for name in ("node_or_rack", "module", "accelerator_engaged" if "accelerator_engaged" in rows else "accelerator"):
+        row, stated_w = rows.get(name), rows["provisioned"]["denominator"]
+        if row is None or row["basis"] != "measured":
+            continue
+        if row["denominator"] - 2 * math.hypot(row["u_gain"], row["u_rest"]) > stated_w:
+            yield (
+                f"provisioned power of {stated_w:.4g} W is less than the {row['denominator']:.4g} W that was measured "
+                f"of {scope_words(name)}: its system_power.json is of another system"
+            )
+            return
 
 
 def _device_flags(trials: Sequence[Judged]) -> Iterator[str]:

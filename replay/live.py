@@ -31,11 +31,12 @@ PURPOSES = {
     "run": "one trial",
 }
 REFRESH_S = 0.5  # drawing takes the measuring loop's time
+LINE_EVERY_S = 60.0  # of a trial that goes on, where the output is no terminal
 _STYLES = {"met": "green", "missed": "yellow", "invalid": "red"}
 
 
 class LiveWatcher(Watcher):
-    """Talks on stderr. Where that is no terminal, only finished lines are printed."""
+    """Talks on stderr. Where that is no terminal: a line a trial, and one a minute while it goes on."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -68,13 +69,16 @@ class LiveWatcher(Watcher):
 
     def trial_begins(self, order: TrialOrder, protocol: Protocol) -> None:
         self._order, self._protocol, self._began_s = order, protocol, self._clock()
+        if not self._live.is_started:
+            self._shown_s = self._began_s
         self._show(Text(self._title()))
 
     def progress(self, progress: Progress) -> None:
         protocol = self._protocol
-        if protocol is None or self._order is None or not self._live.is_started:
+        if protocol is None or self._order is None:
             return
-        if self._clock() - self._shown_s < REFRESH_S:
+        moves = self._live.is_started
+        if self._clock() - self._shown_s < (REFRESH_S if moves else LINE_EVERY_S):
             return
         phase, part = phase_of(protocol, progress)
         numbers = [
@@ -85,9 +89,13 @@ class LiveWatcher(Watcher):
             count(progress.requests, "request"),
             count(progress.finished_trajectories, "trajectory", "trajectories"),
         ]
+        left = self._left(protocol, progress)
+        if not moves:
+            self._shown_s = self._clock()
+            self.say(" · ".join((self._title(), phase, *(text for text in numbers if text), left)))
+            return
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(total=1, completed=part, width=28), Text(phase))
-        left = self._left(protocol, progress)
         self._show(
             Group(
                 Text(self._title(), style="bold"),

@@ -31,20 +31,23 @@ class MeanPower:
     measured: bool
     sensors: tuple[str, ...]  # models of the devices, sorted
     power_w: float
-    highest_w: float  # of any of the trials with no more agents, and at least `power_w`
+    certain_w: float | None  # with 2 u: the most that it, or a trial with no more agents or of a holdout, may be
     u_gain_w: float
     u_rest_w: float
     u_scatter_w: float
 
 
-def mean_powers(trials: Sequence[Judged], agents: float) -> tuple[MeanPower, ...]:
-    """Mean power of every scope that all these trials have valid power of."""
+def mean_powers(trials: Sequence[Judged], agents: float, holdouts: Sequence[Judged] = ()) -> tuple[MeanPower, ...]:
+    """Mean power of every scope that all these trials have valid power of.
+
+    What is certified rests on its `holdouts` too: where one of them has none, nothing is certain.
+    """
     scopes = dict.fromkeys(total.scope for item in trials for total in item.power)
-    found = (_mean(scope, trials, agents) for scope in scopes)
+    found = (_mean(scope, trials, agents, holdouts) for scope in scopes)
     return tuple(power for power in found if power is not None)
 
 
-def _mean(scope: str, trials: Sequence[Judged], agents: float) -> MeanPower | None:
+def _mean(scope: str, trials: Sequence[Judged], agents: float, holdouts: Sequence[Judged]) -> MeanPower | None:
     known = [total for item in trials if (total := _total(item, scope)) is not None]
     if not known or len(known) < len(trials):
         return None
@@ -53,18 +56,28 @@ def _mean(scope: str, trials: Sequence[Judged], agents: float) -> MeanPower | No
     weights = interpolation_weights(levels, agents)
     pairs = list(zip(weights, known, strict=True))
     at = math.fsum(weight * value for weight, value in zip(weights, watts, strict=True))
+    # Common to all trials, it does not average out.
+    u_gain_w = math.fsum(weight * (total.u_gain_w or 0.0) for weight, total in pairs)
+    u_rest_w = math.hypot(*(weight * (total.u_rest_w or 0.0) for weight, total in pairs))
+    certifying = [_total(item, scope) for item in holdouts]
+    below = [total for level, total in zip(levels, known, strict=True) if level <= agents]
+    held = [total for total in certifying if total is not None]
+    most = [_most_w(total.power_w or 0.0, total.u_gain_w or 0.0, total.u_rest_w or 0.0) for total in (*below, *held)]
     return MeanPower(
         scope=scope,
         sources=tuple(dict.fromkeys(source for total in known for source in total.sources)),
         measured=all(total.measured for total in known),
         sensors=tuple(sorted({sensor for total in known for sensor in total.sensors})),
         power_w=at,
-        highest_w=max([at, *(value for level, value in zip(levels, watts, strict=True) if level <= agents)]),
-        # Common to all trials, it does not average out.
-        u_gain_w=math.fsum(weight * (total.u_gain_w or 0.0) for weight, total in pairs),
-        u_rest_w=math.hypot(*(weight * (total.u_rest_w or 0.0) for weight, total in pairs)),
+        certain_w=max(_most_w(at, u_gain_w, u_rest_w), *most) if None not in certifying else None,
+        u_gain_w=u_gain_w,
+        u_rest_w=u_rest_w,
         u_scatter_w=_scatter([math.log(level) for level in levels], watts) * math.hypot(*weights),
     )
+
+
+def _most_w(power_w: float, u_gain_w: float, u_rest_w: float) -> float:
+    return power_w + 2 * math.hypot(u_gain_w, u_rest_w)
 
 
 def _total(trial: Judged, scope: str) -> PowerTotal | None:

@@ -36,8 +36,17 @@ def charged_nodes(system: System) -> ChargedNodes | None:
         charged = [item for item in charged if item.node in engaged]
         power_w, nodes = found.nodes_w(len(engaged)), len(engaged)
         words = f"{nodes} nodes serve and are charged whole, of the {found.nodes} that it provisions"
+    machines = nodes if words is not None else len(system.nodes)
+    if found.nodes is not None and machines is not None and machines > found.nodes:
+        raise ProvisionedFault(
+            f"the system file has {machines} nodes and system_power.json provisions {found.nodes}: what it says of the "
+            "others is missing"
+        )
     accelerators = sum(item.count for item in charged if item.kind != "cpu")
     held = found.accelerators
+    if held is None and (group := system.provisioned.get("accelerator")):  # the flat form counts them itself
+        count = group.get("count") if group.get("num_accelerator") is None else group["num_accelerator"]
+        held = int(count)
     if held is None and found.nodes is not None and (each := _accelerators_per_node(system)) is not None:
         held = found.nodes * each
     if held is not None and held < accelerators:

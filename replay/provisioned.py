@@ -26,6 +26,8 @@ type PowerMethod = Literal["component_sum", "published_system", "node_scaling"]
 type Cooling = Literal["liquid", "air"]
 
 LARGEST_FILE_BYTES = 1_000_000
+LARGEST_NUMBER = 1e18
+DEEPEST = 64
 OVERHEADS: dict[Cooling, float] = {"liquid": 0.30, "air": 0.50}  # section 4.5.2
 
 
@@ -159,12 +161,34 @@ def load_json(path: Path) -> dict[str, Any]:
     if len(content) > LARGEST_FILE_BYTES:
         raise ProvisionedFault(f"{path} is larger than {LARGEST_FILE_BYTES:,} bytes")
     try:
-        found = json.loads(content)
+        found = json.loads(content, parse_constant=_no_number)
+        _check_plain(found)
     except (ValueError, RecursionError) as error:
         raise ProvisionedFault(f"{path} is not readable JSON: {error}") from error
     if not isinstance(found, dict):
         raise ProvisionedFault(f"{path} must hold a JSON object")
     return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_plain(value: object, depth: int = 0) -> None:
+    """Raises ValueError for what cannot be kept in a run's files: too deep, a huge number, half a character."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is more than {DEEPEST} deep")
+    if isinstance(value, str):
+        value.encode()  # UnicodeEncodeError is a ValueError
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise ValueError("a number in it is too large")
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(key)
+            _check_plain(item, depth + 1)
 
 
 def provisioned_lines(found: Provisioned) -> list[str]:

@@ -7,6 +7,7 @@ continued by the same command, and one that is repeated changes no byte.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,8 +49,8 @@ def rescore(folder: RunFolder, file: Path, *, offset_s: float = 0.0, u_clock_s: 
     """Adds the meter of `file` to a finished run and judges it again.
 
     `offset_s` is added to the meter's times to make them those of the run's machine; `u_clock_s` is the standard
-    uncertainty of what is then left between the two clocks. Raises RunFault for the run, TrialFault for its files,
-    PowerFault for the meter.
+    uncertainty of what is then left between the two clocks, beside that of the meter's own times. Raises RunFault for
+    the run, TrialFault for its files, PowerFault for the meter.
     """
     if not folder.path.is_dir():
         raise RunFault(f"{folder.path} is no run folder")
@@ -90,11 +91,13 @@ def _meter(file: Path, number: int, offset_s: float, u_clock_s: float | None) ->
     """The meter as it would stand in the folder."""
     if not abs(offset_s) <= MOST_OFFSET_S:  # neither infinite nor no number at all
         raise PowerFault(f"{file}: an offset of {offset_s:g} s; at most {MOST_OFFSET_S:,.0f} s either way")
+    recording = read_power_file(file)  # first: of what is no file, as a pipe, a digest has no end
     sha256 = file_sha256(file)
-    recording = read_power_file(file)
     info = recording.info
     if u_clock_s is not None:
-        info = dataclasses.replace(info, clock_u_s=u_clock_s)
+        if not 0 <= u_clock_s <= MOST_OFFSET_S:
+            raise PowerFault(f"{file}: a clock that is uncertain by {u_clock_s:g} s; 0 to {MOST_OFFSET_S:,.0f} s")
+        info = dataclasses.replace(info, clock_u_s=math.hypot(info.clock_u_s, u_clock_s))
     return AddedMeter(
         facts=MeterFacts(
             version=METER_VERSION,

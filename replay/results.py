@@ -158,6 +158,7 @@ def _of_search(
             agents,
             reference,
             idle,
+            holdouts=_holdouts(judged, index, conclusion.certified),
             interval=interval,
             certified=conclusion.certified,
             goodput=goodput,
@@ -189,6 +190,15 @@ def _of_search(
     }
 
 
+def _holdouts(judged: Sequence[Judged], index: int, certified: int | None) -> list[Judged]:
+    """The trials that certify a number of agents."""
+    return [
+        item
+        for item in judged
+        if item.purpose == "holdout" and item.agents == certified and item.measure.slos[index].verdict == "met"
+    ]
+
+
 def _why_not_certified(inputs: RunInputs, rules: SearchRules, conclusion: Conclusion) -> str | None:
     if conclusion.certified is None and not rules.certify:
         return f"class {inputs.run_class} certifies nothing"
@@ -202,15 +212,17 @@ def _divided(
     reference: Judged | None,
     idle: IdlePower | None,
     *,
+    holdouts: Sequence[Judged] = (),
     interval: tuple[float, float] | None = None,
     certified: int | None = None,
     goodput: int | None = None,
 ) -> dict[str, Any]:
     """What a number of agents costs: in accelerators, watts, energy, money and engineers.
 
-    `basis` are the trials that the number rests on, `reference` the one whose work is shown beside it.
+    `basis` are the trials that the number rests on, `reference` the one whose work is shown beside it,
+    `holdouts` those that certify it.
     """
-    powers = denominators(system, basis, agents)
+    powers = denominators(system, basis, agents, holdouts)
     jobs_per_h = reference.measure.metrics.jobs.per_h if reference is not None else None
     return {
         "denominators": denominator_rows(

@@ -249,7 +249,7 @@ class _Running:
 def _source(*, tok_s: float, ttft_s: float, tokens: int) -> Iterator[_Running]:
     from capture.fault import EnvironmentFault
 
-    command = [sys.executable, "-m", "replay.source", "--ttft-s", str(ttft_s), "--tok-s", str(tok_s)]
+    command = [sys.executable, "-P", "-m", "replay.source", "--ttft-s", str(ttft_s), "--tok-s", str(tok_s)]
     with subprocess.Popen(
         [*command, "--tokens", str(tokens)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -173,7 +173,9 @@ def _certified(result: dict[str, Any]) -> str:
 
 def _goodput(result: dict[str, Any]) -> str:
     agents, trial = result.get("goodput_agents"), result.get("goodput_trial")
-    return f"{count(agents, 'agent')} hold it each by themselves; " if agents is not None and trial is not None else ""
+    if agents is None or trial is None:
+        return ""
+    return f"{count(agents, 'agent holds', 'agents hold')} it on {'its' if agents == 1 else 'their'} own requests; "
 
 
 def _foot(score: dict[str, Any], result: dict[str, Any] | None = None) -> str:
@@ -203,6 +205,8 @@ def denominator_name(row: dict[str, Any]) -> str:
     """What the agents are divided by, in two or three words."""
     if row["id"] == "accelerator_count" and row["denominator"] == 1:
         return str(row["per"])
+    if row["id"] == "facility_measured" and row["basis"] == "declared":
+        return f"{DENOMINATORS[row['id']]} and a stated PUE"
     return str(row["unit"]) if row["id"] == "accelerator_count" else DENOMINATORS.get(row["id"], str(row["id"]))
 
 
@@ -262,16 +266,18 @@ def money_line(money: dict[str, Any] | None) -> str | None:
     """What an agent and a job cost, with what that rests on."""
     if money is None:
         return None
-    said = [
+    price = ", ".join(
         f"{value(money[key], money['currency'])} {words}"
-        for key, words in (
-            ("per_agent_hour", "per agent-hour"),
-            ("per_job", "per job"),
-            ("energy_per_agent_hour", "of energy per agent-hour"),
-        )
+        for key, words in (("per_agent_hour", "per agent-hour"), ("per_job", "per job"))
         if money[key] is not None
-    ]
-    return f"{', '.join(said)} ({money['basis']})" if said else None
+    )
+    energy = None
+    if money["energy_per_agent_hour"] is not None:
+        # Whether a stated price holds its energy is the user's to know: neither is added to the other.
+        said = f"{value(money['energy_per_agent_hour'], money['currency'])} of energy per agent-hour"
+        energy = f"{said}, which is not added to that" if price else said
+    words = "; ".join(text for text in (price, energy) if text)
+    return f"{words} ({money['basis']})" if words else None
 
 
 def engineers_line(found: dict[str, Any] | None) -> str | None:

@@ -23,7 +23,7 @@ from replay.judge import read_score
 from replay.runfolder import RunFault, RunFolder
 from replay.sentence import UNKNOWN, denominator_name, headline_rows, value
 from replay.trial import read_facts
-from replay.user_command import run_command
+from replay.user_command import program_name, run_command
 
 SWEEP_VERSION = 1
 CAPS_MOST = 32
@@ -97,7 +97,7 @@ def sweep(order: SweepOrder, run_at: RunAt, say: Callable[[str], None]) -> dict[
             if not touched:
                 stack.callback(_restore, order, say)
                 touched = True
-            say(f"{cap_w:g} W: setting the cap with {order.set_words[0]}")
+            say(f"{cap_w:g} W: setting the cap with {program_name(order.set_words)}")
             run_command(
                 [word.replace(PLACE, f"{cap_w:g}") for word in order.set_words],
                 "power cap",
@@ -114,7 +114,7 @@ def _begin(order: SweepOrder) -> None:
     asked = {
         "sweep_version": SWEEP_VERSION,
         "caps_w": list(order.caps_w),
-        "command": order.set_words[0],  # the rest may hold a key
+        "command": program_name(order.set_words),  # the rest may hold a key
         "restores": order.restore_words is not None,
     }
     inputs = order.out / "sweep-inputs.json"
@@ -145,7 +145,7 @@ def _restore(order: SweepOrder, say: Callable[[str], None]) -> None:
     if order.restore_words is None:
         say("the last cap stays: no --power-cap-restore-cmd was given")
         return
-    say(f"restoring with {order.restore_words[0]}")
+    say(f"restoring with {program_name(order.restore_words)}")
     with _deaf():
         run_command(order.restore_words, "power cap restore", timeout_s=COMMAND_TIMEOUT_S)
 
@@ -164,7 +164,8 @@ def _interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
     """A second Ctrl-C does not leave a device half restored."""
-    with _handlers(signal.SIG_IGN, ("SIGINT", "SIGTERM", "SIGHUP")):
+    # A handler, not SIG_IGN: the restore command, and what it starts, would inherit that.
+    with _handlers(lambda *_: None, ("SIGINT", "SIGTERM", "SIGHUP")):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from replay.provisioned import ProvisionedFault, load_json, read_provisioned
 
 ROLES = ("serve", "prefill", "decode", "idle")
 KINDS = ("gpu", "cpu", "other")
+LARGEST = 1e15  # of any number: more is no system, and a run's files would not hold it
 COVERS = ("facility", "rack", "node", "cpu_package", "dram", "module", "accelerator", "nic", "switch")
 
 
@@ -153,7 +153,7 @@ def load_system(path: Path) -> System:
         data = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise SystemFault(f'{path} does not exist; write at least: name = "my system"') from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise SystemFault(f"{path}: not a readable TOML file: {error}") from error
     return read_system(data, str(path), folder=path.parent)
 
@@ -231,10 +231,10 @@ def _check(kind: type, keys: Iterable[str], values: dict[str, Any], place: str, 
                 raise SystemFault(f"{place}: {key} must be true or false, not {value!r}")
         elif "float" in known[key]:
             number = not isinstance(value, bool) and isinstance(value, int | float)
-            if not number or not 0 < value < math.inf:
+            if not number or not 0 < value < LARGEST:
                 raise SystemFault(f"{place}: {key} must be a number above 0, not {value!r}")
         elif "int" in known[key]:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LARGEST:
                 raise SystemFault(f"{place}: {key} must be a whole number of at least 1, not {value!r}")
         elif not isinstance(value, str) or not value:
             raise SystemFault(f"{place}: {key} must be a text, not {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import and_
 from typing import Any
 
 import msgspec
@@ -13,12 +14,13 @@ from replay.added_meter import AddedMeter
 from replay.idle import MOMENTS, Moment
 from replay.judge import Judged, file_digests, judge_trial, read_score, score_json
 from replay.plan import PlanFile
+from replay.power.source import PowerFault, SourceInfo
 from replay.results import next_order
 from replay.runfolder import RunFault, RunFolder, RunInputs
 from replay.sentence import short
 from replay.trial import POWER, RECORDS, SERVER, Trial, TrialFacts, TrialFault, TrialOrder, read_trial
 
-_UNJUDGED = (ValueError, TypeError, LookupError, ArithmeticError)
+_UNJUDGED = (ValueError, TypeError, LookupError, ArithmeticError, PowerFault)
 """What judging raises of files that hold what no run writes."""
 
 
@@ -106,10 +108,23 @@ def _check_trial(
         yield Difference(
             place=f"trials/{number}: requests", stands=str(len(trial.records)), should_be=str(trial.facts.requests)
         )
+    stated = [text.startswith("declared") for text in inputs.power]
+    found = [source.measured for source in trial.facts.power_sources]
+    strange = len(found) != len(stated) if stated else any(found)
+    if strange or any(map(and_, stated, found)):
+        yield Difference(
+            place=f"trials/{number}/trial.json: power_sources",
+            stands=", ".join(_source(source) for source in trial.facts.power_sources) or "none",
+            should_be=", ".join(inputs.power) or "none",
+        )
     planned = {session.session_id for session in plan.sessions}
-    strange = {record.session_id for record in trial.records} - planned
-    for session_id in sorted(strange)[:1]:
+    unplanned = {record.session_id for record in trial.records} - planned
+    for session_id in sorted(unplanned)[:1]:
         yield Difference(place=f"trials/{number}: sessions", stands=session_id, should_be="a session of plan.json")
+
+
+def _source(source: SourceInfo) -> str:
+    return f"{source.name or source.kind} ({'measured' if source.measured else 'not measured'})"
 
 
 def _check_meters(meters: Sequence[AddedMeter], digests: dict[str, str]) -> Iterator[Difference]:
@@ -137,6 +152,9 @@ def _check_idle(
             continue
         yield from _check_note(f"{place}/{POWER}", "idle.json", idle.facts.power_sha256, digests)
         yield from _check_note(f"{place}/{SERVER}", "idle.json", idle.facts.server_sha256, digests)
+        if idle.facts.end_ns < SHORTER * inputs.idle_s * 1e9:
+            stands = f"{idle.facts.end_ns / 1e9:g} s"
+            yield Difference(place=f"{place}/idle.json: end_ns", stands=stands, should_be=f"{inputs.idle_s:g} s")
         start_us = idle.facts.zero_unix_us
         end_us = start_us + idle.facts.end_ns // 1000
         for facts in trials:
@@ -152,6 +170,7 @@ def _check_idle(
 
 
 CLOCK_STEP_US = 5_000_000  # two of the world's times are compared, and a machine's clock may be set between them
+SHORTER = 0.999  # of the time that was asked for: a sleep is never cut
 _OTHER: dict[Moment, str] = {"before": "after", "after": "before"}
 
 

@@ -123,6 +123,14 @@ def test_unlike_denominators_have_no_ratio_and_it_is_said(runs: Path, tmp_path: 
 
         return altered(runs / "ten", tmp_path / name, change)
 
+    def with_meter(name: str, domain: str, **changes: Any) -> Path:
+        def change(score: dict[str, Any]) -> None:
+            score["results"][0]["denominators"][1].update(changes)
+            total = score["trials"][0]["power"][0]
+            total["scope"], total["devices"][0]["domain"] = "node_or_rack", domain
+
+        return altered(runs / "ten", tmp_path / name, change)
+
     measured = with_row("a", id="node_or_rack", basis="measured")
     stated = with_row("b", id="node_or_rack", basis="declared")
     found = of_unverified(measured, stated)
@@ -130,12 +138,15 @@ def test_unlike_denominators_have_no_ratio_and_it_is_said(runs: Path, tmp_path: 
     assert "no ratio per megawatt of nodes or racks: unlike basis: measured and declared" in found.notes
     facility = {"id": "facility_measured", "basis": "declared"}
     bill, feed = with_row("c", "annual", **facility), with_row("d", "design", **facility)
-    assert any("the facility, from what was drawn: unlike PUE: annual and design" in note
+    assert any("the facility, from what was drawn and a stated PUE: unlike PUE: annual and design" in note
                for note in of_unverified(bill, feed).notes)  # fmt: skip
     words = "the facility: {} power of meter times a stated annual PUE of 1.2"
     one = with_row("e", "annual", **facility, scope=words.format("measured"))
     other = with_row("f", "annual", **facility, scope=words.format("declared"))
     assert any("unlike power under the PUE" in note for note in of_unverified(one, other).notes)
+    racks = with_meter("h", "rack", id="node_or_rack", basis="measured")
+    nodes = with_meter("i", "node", id="node_or_rack", basis="measured")
+    assert any("unlike meters: of nodes and of racks" in note for note in of_unverified(nodes, racks).notes)
     like = of_unverified(one, with_row("g", "annual", **facility, scope=words.format("measured")))
     assert [ratio.denominator for ratio in like.ratios] == [None, "accelerator_count", "facility_measured"]
     assert "agents per megawatt of the facility, from what was drawn (declared)" in "\n".join(comparison_lines(like))

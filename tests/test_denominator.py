@@ -365,14 +365,16 @@ def test_adding_a_device_never_raises_a_score(
 def test_adding_a_domain_never_raises_a_score(
     base: Judged, whole: dict[str, dict[str, Any]], level: int, watts: float
 ) -> None:
-    """A meter at the node adds its own row and changes no other."""
+    """A meter at the node adds its own row and changes no other; one that shows less than what is in it adds none."""
     system = dataclasses.replace(SYSTEM, nodes=(Node(name="n1"),))
     trials = [
         trial(base, item, item, totals([*LOADS[item], node_load(watts if item == level else 1500.0)], system))
         for item in LEVELS
     ]
     found = rows_of(system, trials, 10.3, (9.5, 11.0), 9)
-    assert found.pop("node_or_rack")["basis"] == "measured"
+    row, inside_w = found.pop("node_or_rack", None), sum(load.watts for load in LOADS[level])
+    assert row is None or row["basis"] == "measured"
+    assert (row is not None) if watts > inside_w else (row is None or watts > 0.85 * inside_w)
     assert found == whole
 
 
@@ -496,3 +498,61 @@ def test_a_run_folder_holds_all_of_it(tmp_path: Path) -> None:
 def score_folder(out: Path) -> Path:
     score_of(out, SimulatedDriver())
     return out
+
+
+def test_a_processor_beside_accelerators_is_none_of_them(base: Judged) -> None:
+    system = system_of(2)
+    mixed = dataclasses.replace(
+        system, accelerators=(*system.accelerators, Accelerator(name="EPYC", kind="cpu", count=2))
+    )
+    rows = rows_of(mixed, [trial(base, 1, 10, totals(gpus(2, 700.0), mixed))], 10.0)
+    assert (rows["accelerator_count"]["denominator"], rows["accelerator_count"]["unit"]) == (2, "accelerators")
+    assert rows["accelerator"]["watts_per_accelerator"] == pytest.approx(700)
+
+
+def test_a_descriptor_of_fewer_nodes_gives_no_provisioned_power() -> None:
+    system = dataclasses.replace(
+        system_of(2),
+        nodes=(Node(name="n1"), Node(name="n2")),
+        provisioned=descriptor(published("published_system", 1, 10.2)),
+    )
+    refusal = provisioned_refusal(system)
+    assert refusal is not None
+    assert "has 2 nodes and system_power.json provisions 1" in refusal
+    assert provisioned_refusal(dataclasses.replace(system, nodes=system.nodes[:1])) is None
+    flat = {
+        "cpu": {"num_cpu": 2, "tdp_per_cpu": 350},
+        "accelerator": {"num_accelerator": 1, "tdp_per_accelerator": 700},
+        "overhead_fraction": 0.5,
+    }
+    refusal = provisioned_refusal(dataclasses.replace(system_of(2), provisioned=flat))
+    assert refusal is not None
+    assert "lists 2 accelerators and system_power.json provisions nodes for 1" in refusal
+
+
+def test_what_is_certified_is_charged_the_power_of_its_holdout_and_each_trials_own_uncertainty(base: Judged) -> None:
+    system = system_of(2)
+    trials = [trial(base, agents, agents, totals(gpus(2, 500.0), system)) for agents in (8, 10, 11)]
+    (total,) = trials[0].power
+    # As if readings had been missing there, and were charged.
+    unsure = dataclasses.replace(trials[0], power=(dataclasses.replace(total, u_rest_w=300.0),))
+
+    def certain_w(basis: list[Judged], holdouts: list[Judged]) -> float | None:
+        (found,) = denominators(system, basis, 10.5, holdouts)
+        return found.certain_w
+
+    usual_w = certain_w(trials, [])
+    assert usual_w is not None
+    assert usual_w == pytest.approx(1000 + 2 * (total.u_gain_w or 0), rel=1e-3)
+    assert (certain_w([unsure, *trials[1:]], []) or 0) > 1600
+    assert (certain_w(trials, [trial(base, 9, 9, totals(gpus(2, 600.0), system))]) or 0) > usual_w + 200
+    assert certain_w(trials, [trial(base, 9, 9, ())]) is None
+    rows = denominator_rows(
+        system,
+        denominators(system, trials, 10.5, [trial(base, 9, 9, ())]),
+        10.5,
+        interval=None,
+        certified=9,
+        goodput=None,
+    )
+    assert (rows[1]["agents_certified"], rows[1]["agents"]) == (None, pytest.approx(10_500))

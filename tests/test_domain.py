@@ -307,3 +307,17 @@ def test_a_source_of_another_domain_changes_no_set(domains: set[PowerDomain]) ->
     for scope in ("accelerator", "accelerator_engaged"):
         assert beside[scope] == alone[scope]
     assert set(beside) <= set(SCOPES)
+
+
+def test_a_module_of_two_machines_is_no_module() -> None:
+    modules = [device(f"{uuid}/module", "module", host=host) for uuid, host in zip("ABCD", "xxyy", strict=True)]
+    found = sets(system_of(accelerators=gpus(*"ABCD", module="m0")), source(*modules))["module"]
+    assert not found.whole
+    assert "x and y have one" in found.missing[0]
+
+
+def test_every_processor_of_the_file_is_expected() -> None:
+    system = system_of(accelerators=[{"name": "EPYC", "kind": "cpu", "count": 2}])
+    packages = [device(f"h/cpu{number}", "cpu_package") for number in range(2)]
+    assert sets(system, source(*packages))["cpu_package"].whole
+    assert sets(system, source(packages[0]))["cpu_package"].missing == ("1 of the 2 processors of the system file",)

@@ -370,3 +370,10 @@ def test_a_time_out_of_one_request_is_not_the_next_ones() -> None:
             assert second.reused_connection
 
     run(main())
+
+
+@pytest.mark.parametrize("url", ["me:secret@host:80", "http://host?key=secret", "http://me:secret@host:port"])
+def test_a_url_that_may_hold_a_secret_is_not_quoted(url: str) -> None:
+    with pytest.raises(EndpointError) as fault:
+        Endpoint(urls=(url,), model="m")
+    assert "secret" not in str(fault.value)

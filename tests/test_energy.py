@@ -11,7 +11,7 @@ import pytest
 from replay.power.declared import DeclaredSource
 from replay.power.domain import Scope, ScopeSet
 from replay.power.energy import EnergyEstimate, PowerTotal, integrate, scope_totals
-from replay.power.source import DeviceState, PowerDevice, PowerSample, SampleFlag, SampleKind, SourceInfo
+from replay.power.source import DeviceState, PowerDevice, PowerDomain, PowerSample, SampleFlag, SampleKind, SourceInfo
 
 GPU = PowerDevice(uid="GPU-a", name="test", domain="accelerator", limit_w=1000.0, wrap_j=None)
 CPU = PowerDevice(uid="intel-rapl:0", name="package-0", domain="cpu_package", limit_w=None, wrap_j=262_143.0)
@@ -457,3 +457,97 @@ def test_a_nameplate_is_declared_and_exact() -> None:
     found = total([info], samples, scopes)
     assert (found.measured, found.power_w, found.power_u_w, found.scope) == (False, 5600.0, 0.0, "declared")
     assert not total([info], [replace(item, value=500.0) for item in samples], scopes).valid
+
+
+# -- what cannot be
+
+
+@pytest.mark.parametrize("kinds", ["counter", "both"])
+def test_a_counter_that_was_stuck_and_does_not_catch_up_loses_no_energy(kinds: str) -> None:
+    """Eight seconds of 800 W that the counter never counted."""
+    device = replace(GPU, latch_s=0.1)
+
+    def stuck(at_s: float) -> float:
+        return 5000 + 800 * (min(at_s, 6) if at_s < 14 else at_s - 8)
+
+    found = over(sampled(lambda _: 800.0, stuck, 22, kinds=kinds), 1, 21, device)
+    assert "counter_stuck" in found.flags
+    if kinds == "both":
+        assert found.energy_j == pytest.approx(16_000, rel=0.01)
+    else:
+        assert (found.energy_j, found.valid) == (None, False)
+        assert "did not catch up" in found.reasons[0]
+    late = over(sampled(lambda _: 800.0, lambda at_s: 5000 + 800 * (6 if 6 < at_s < 14 else at_s), 22), 1, 21, device)
+    assert (late.energy_j, late.flags) == (pytest.approx(16_000), ())  # it catches up
+
+
+def test_a_gauge_that_is_stale_twice_is_stale() -> None:
+    def shown(at_s: float) -> float:
+        return 200.0 if 2 <= at_s < 10 or 12 <= at_s < 19 else 800.0 + at_s % 7
+
+    found = over([sample(at / 5, shown(at / 5), "power_w") for at in range(251)], 0.5, 49, period_s=0.2)
+    assert (found.energy_j, "gauge_stale" in found.flags) == (None, True)
+
+
+def test_a_counter_that_hardly_moved_at_the_start_is_not_believed_when_it_moves() -> None:
+    state = DeviceState(device=GPU.uid, scopes=("accelerator energy_j", "accelerator power_w"))
+    found = over(sampled(lambda _: 800.0, lambda at_s: 5000 + 400 * at_s, 22), 1, 21, state=state)
+    assert "what it covers is not known" in found.reasons[0]
+    still = over(sampled(lambda _: 800.0, lambda _: 5000.0, 22), 1, 21, state=state)
+    assert (still.energy_j, still.method) == (pytest.approx(16_000), "gauge")
+
+
+def test_a_total_below_what_is_inside_it_is_none() -> None:
+    node = PowerDevice(uid="pdu", name="pdu", domain="node", limit_w=None, wrap_j=None)
+
+    def node_total(watts: float) -> PowerTotal:
+        samples = sampled(lambda _: 800.0, lambda at_s: 5000 + 800 * at_s, 22)
+        samples += [sample(at_s, watts, "power_w", device="pdu") for at_s in range(23)]
+        scopes: dict[Scope, ScopeSet] = {
+            scope: ScopeSet(scope=scope, devices=(uid,), sources=(), missing=(), overlaps=())
+            for scope, uid in (("accelerator", GPU.uid), ("node_or_rack", "pdu"))
+        }
+        infos = (source(GPU), source(node, name="file"))
+        accelerator, found = scope_totals(infos, samples, scopes, start_ns=SECOND, end_ns=21 * SECOND)
+        assert accelerator.power_w == pytest.approx(800)
+        return found
+
+    assert node_total(790.0).power_w == pytest.approx(790)  # within what both may be off by
+    found = node_total(90.0)  # a meter that counts in tens of watts
+    assert (found.power_w, found.energy_j, found.valid) == (None, None, False)
+    assert "is 90 W, less than the 800 W of accelerator power inside it" in found.reasons[0]
+
+
+def test_a_nameplate_is_never_measured_whatever_its_source_says() -> None:
+    plate = PowerDevice(uid="p", name="p", domain="declared", limit_w=100.0, wrap_j=None)
+    scopes: dict[Scope, ScopeSet] = {
+        "declared": ScopeSet(scope="declared", devices=("p",), sources=(), missing=(), overlaps=())
+    }
+    samples = [sample(at_s, 100.0, "power_w", device="p") for at_s in (0, 10)]
+    (found,) = scope_totals((source(plate, name="file"),), samples, scopes, start_ns=0, end_ns=9 * SECOND)
+    assert (found.power_w, found.measured) == (100.0, False)
+
+
+@pytest.mark.parametrize(
+    ("names", "domain", "alike"),
+    [
+        (("H200", "H200"), "accelerator", True),
+        (("H200", "H100"), "accelerator", False),
+        (("a", "b"), "accelerator", True),  # their own names: no model is known
+        (("package-0", "package-1"), "cpu_package", True),
+        (("left", "right"), "node", True),
+    ],
+)
+def test_a_gain_is_common_unless_the_models_are_known_to_be_unlike(
+    names: tuple[str, str], domain: PowerDomain, alike: bool
+) -> None:
+    devices = [
+        PowerDevice(uid=uid, name=name, domain=domain, limit_w=1000.0, wrap_j=None)
+        for uid, name in zip("ab", names, strict=True)
+    ]
+    samples = [sample(at_s, 5000 + 500.0 * at_s, device=uid) for uid in "ab" for at_s in range(23)]
+    scopes: dict[Scope, ScopeSet] = {
+        "accelerator": ScopeSet(scope="accelerator", devices=("a", "b"), sources=(), missing=(), overlaps=())
+    }
+    (found,) = scope_totals((source(*devices),), samples, scopes, start_ns=SECOND, end_ns=21 * SECOND)
+    assert found.u_gain_w == pytest.approx(1000 * 0.05 / math.sqrt(3) / (1 if alike else math.sqrt(2)))

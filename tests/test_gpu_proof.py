@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +75,15 @@ def test_the_code_of_other_chips_is_zeros_and_everything_else_stays(tmp_path: Pa
         library([entry(MACHINE, 80, b"a" * 40)]),  # nothing in it for this chip: its PTX or nothing
         library([entry(MACHINE, 90, b"a" * 40)], name=b".text"),
         library([entry(MACHINE, 90, b"a" * 40) + struct.pack("<HHIQ12xI32x", 2, 0, 64, 1 << 40, 80)]),
+        library([entry(MACHINE, 90, b"a" * 40)])[:-64],
+        library([]).replace(struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 0), struct.pack("<IHHQ", 0xBA55ED50, 1, 0, 0)),
         b"#!/bin/sh\n" + bytes(200),
         b"",
     ],
-    ids=["other chips", "no section", "an entry beyond its container", "no library", "empty"],
+    ids=[
+        *("other chips", "no section", "an entry beyond its container", "cut short", "a container of no size"),
+        *("no library", "empty"),
+    ],
 )
 def test_what_does_not_read_as_gpu_code_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "library.so"
@@ -116,6 +123,28 @@ def test_a_pack_that_is_not_whole_or_for_another_python_starts_nothing(tmp_path:
     done = proof(pack)
     assert done.returncode == 2
     assert "bench/gpu_proof.sh PACK OUT" in done.stdout
+
+
+def test_only_what_was_checked_is_unpacked_and_no_key_is_kept(tmp_path: Path) -> None:
+    pack, work, out = (tmp_path / name for name in ("pack", "work", "out"))
+    pack.mkdir()
+    with tarfile.open(pack / "own.tar.xz.00", "w:xz") as archive:
+        archive.add(BENCH / "fatbin.py", "own.py")
+    (pack / "own.tar.xz.01").write_bytes(b"left over of a larger pack")
+    own = [{"file": "own.tar.xz.00", "sha256": hashlib.sha256((pack / "own.tar.xz.00").read_bytes()).hexdigest()}]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (pack / "pack.json").write_text(json.dumps({"python": version, "pieces": {"own": own}}))
+    (work / "own").mkdir(parents=True)
+    (work / "own" / "mine").touch()
+    done = proof(pack, out, WORK=str(work))
+    assert "own is not of an earlier call: name another folder in WORK" in done.stderr
+    assert (work / "own" / "mine").exists()
+    shutil.rmtree(work)
+    done = proof(pack, out, WORK=str(work), ENGINE_COMMAND="serve --api-key s3cret")
+    assert done.returncode == 3
+    assert (work / "own" / "own.py").exists()
+    assert "holds a key" in done.stderr
+    assert "s3cret" not in done.stderr + "".join(path.read_text() for path in out.iterdir())
 
 
 def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:

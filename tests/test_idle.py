@@ -235,6 +235,12 @@ def test_a_trial_passed_off_as_idle_shows(copy: Path) -> None:
     assert "idle/before/idle.json: zero_unix_us" in places(copy)
 
 
+def test_an_idle_window_that_was_cut_short_shows(copy: Path) -> None:
+    alter_json(copy / "idle" / "before" / "idle.json", lambda facts: facts.update(end_ns=facts["end_ns"] // 4))
+    sign_again(copy, "idle/before/idle.json")
+    assert "idle/before/idle.json: end_ns" in places(copy)
+
+
 def test_idle_files_that_are_not_whole_are_one_sentence(copy: Path) -> None:
     path = copy / "idle" / "before" / "idle.json"
     alter_json(path, lambda facts: facts.update(version=9))

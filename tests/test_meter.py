@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from replay.driver import LiveDriver
+from replay.power import meter as power_meter
 from replay.power.choice import parse_powers
 from replay.power.meter import Meter, margin_s
 from replay.power.source import PowerFault, SourceInfo
@@ -149,6 +150,45 @@ with Meter((OddChoice(manner={manner!r}),)):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     (pid,) = (int(word) for word in done.stdout.split())
     assert until(lambda: is_gone(pid))
+
+
+def test_a_child_that_is_left_while_it_opens_takes_its_commands_along(tmp_path: Path) -> None:
+    for name, then in (
+        ("open.sh", 'echo \'{"agentdyno_power": 1, "devices": [{"uid": "n1", "domain": "node"}]}\'\n'),
+        ("silent.sh", ""),
+    ):
+        (tmp_path / name).write_text(f"echo $$ > {tmp_path / name}.pid\n{then}exec sleep 600\n")
+    files = [tmp_path / "open.sh.pid", tmp_path / "silent.sh.pid"]
+    code = f"""
+import sys
+from replay.power.choice import parse_powers
+from replay.power.meter import Meter
+Meter(parse_powers([f"command:sh {tmp_path}/" + name for name in ("open.sh", "silent.sh")])).__enter__()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        assert until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files))
+        parent.send_signal(signal.SIGINT)
+        parent.wait(30)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert until(lambda: all(is_gone(int(file.read_text())) for file in files))
+
+
+def test_no_module_of_the_folder_that_it_is_started_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('a stranger is at work')\n")
+    monkeypatch.chdir(tmp_path)
+    with meter_of(*parse_powers(["declared:5W"])) as meter:
+        assert meter.alive
+
+
+def test_a_source_that_would_take_for_ever_does_not_hold_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_meter, "COLLECT_WITHIN_S", 0.1)
+    with meter_of(OddChoice(manner="plain", period_s=3600.0)) as meter:
+        began_ns = time.monotonic_ns()
+        meter.collect(began_ns, began_ns + 50_000_000)
+        assert time.monotonic_ns() - began_ns < 60e9
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def test_a_command_is_all_that_follows() -> None:
 def test_what_is_kept_of_a_choice_holds_no_secret() -> None:
     assert parse_power("command:/home/me/meter --token s-1").text == "command:meter"
     assert parse_power("exporter:http://h/metrics?token=s-1#s-1").text == "exporter:http://h/metrics"
+    assert parse_power("file:/home/me/meter.csv").text == "file:meter.csv"
+    assert parse_power("exporter:http://h/m,map=/home/me/my.toml").text == "exporter:http://h/m,map=my.toml"
+    assert parse_power("https://h:1,token-env=T,ca-file=~/ca.pem").text == "https://h:1,token-env=T,ca-file=ca.pem"
     for text in (
         "exporter:http://me:s-1@h/metrics",
         "https://s-1@h:1,token-env=T",
@@ -69,6 +72,12 @@ def test_what_is_kept_of_a_choice_holds_no_secret() -> None:
         "prometheus:http://h,match={},header-env=Authorization: Bearer s-1",
         "command:'s-1",
         "https://h/?t=s-1",
+        "exporter:me:s-1@h:9400/metrics",
+        "exporter:http:me:s-1@h/metrics",
+        "https:me:s-1@h,token-env=T",
+        "exporter:http://me:12,s-1@h/metrics,map=x",
+        "exporter:http://h/?token=a,s-1=b",
+        "command:TOKEN=s-1 ./meter",
     ):
         with pytest.raises(ValueError, match="power") as caught:
             parse_power(text)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from replay.power import exporter, page, scraped
 from replay.power.choice import parse_power
 from replay.power.energy import integrate
 from replay.power.exporter import ExporterSource
-from replay.power.page import ClockOffset, shown_url
+from replay.power.page import ClockOffset, NoPage, PageReader, shown_url
 from replay.power.scraped import Devices, Seen
 from replay.power.series import read_table
 from replay.power.source import PowerFault, PowerSample
@@ -386,6 +389,50 @@ def test_an_endless_page_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "MOST_BYTES", 1000)
     with site(b"a" * 5000) as found, pytest.raises(PowerFault, match="larger than 1000 bytes"):
         opened(found.url)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"HTTP/1.1 200 OK\r\n\r\n"],
+    ids=["head", "chunk", "page"],
+)
+def test_a_page_that_drips_is_left_in_its_time(begin: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65_536)
+                connection.sendall(begin)
+                for _ in range(1000):
+                    connection.sendall(b"a")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
+        reader = PageReader(url, header_env=None, most_bytes=10_000, timeout_s=0.2, accept="*/*")
+        with pytest.raises(NoPage, match=r"no complete answer in 0\.2 s"):
+            reader.get(url)
+        reader.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("url", ["http://n1:9400/metrics", "http://10.0.0.1/", "http://n1.localhost/"])
+def test_a_header_does_not_leave_this_machine_in_clear(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METER_KEY", "Bearer s3cret")
+    with pytest.raises(PowerFault, match=r"METER_KEY would go over the network in clear: .*https://") as fault:
+        ExporterSource(url, table=None, match=None, header_env=("Authorization", "METER_KEY"))
+    assert "s3cret" not in str(fault.value)
+
+
+def test_a_time_that_cannot_be_costs_its_line_alone() -> None:
+    gauge = 'DCGM_FI_DEV_POWER_USAGE{UUID="GPU-%s"} 300 %s\n'
+    with site((gauge % ("a", round(time.time() * 1000)) + gauge % ("b", "1e304")).encode()) as found:  # noqa: TID251
+        source = opened(found.url)
+        assert [device.uid for device in source.describe().devices] == ["GPU-a"]
+        source.close()
 
 
 def test_a_header_comes_from_the_environment_and_nothing_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

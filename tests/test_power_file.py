@@ -101,6 +101,8 @@ def test_a_coarse_counter_says_how_often_it_changes(tmp_path: Path) -> None:
         ("time,device,power_w\n1795203000,a,1e19\n", "not within 0 to 1e"),
         ("time,device,power_w\n1795203000000,a,5\n", "line 2 has a time that is not Unix seconds.*: 1795203000000"),
         ("time,device,power_w\n20261120,a,5\n", "not Unix seconds"),
+        ("time,device,power_w\n99999999999,a,5\n", "not Unix seconds"),
+        ("time,device,power_w\n9999-12-31T23:59:59Z,a,5\n", "line 2 has a time after 2255"),
         ("time,device,power_w\nnan,a,5\n", "not Unix seconds"),
         ("time,device,power_w\n1e9999999,a,5\n", "not Unix seconds"),
         ("time,device,power_w\n2026-11-20T19:30:00,a,5\n", "line 2 has a time without its zone"),
@@ -257,6 +259,12 @@ def test_a_file_that_is_cut_short_is_lost(tmp_path: Path) -> None:
     assert [(item.kind, item.flag) for item in source.read()] == [("power_w", "lost")]
     assert "was cut short" in source.describe().notes[-1]
     source.close()
+
+
+def test_a_file_of_the_future_is_not_followed(tmp_path: Path) -> None:
+    path = written(tmp_path, "time,device,power_w\n8000000000,pdu,500\n")
+    with pytest.raises(PowerFault, match=r"has a reading of .* s in the future: set the clock"):
+        FileSource(path)
 
 
 def test_a_file_that_nobody_writes_names_rescore(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from replay.idle import IdlePower, IdleReading, load_flags
 from replay.judge import Judged, judge_trials, score_json
 from replay.labels import device_words
 from replay.power.source import DeviceState, SourceInfo
@@ -15,7 +16,7 @@ from replay.system import Accelerator, Rack, System, system_to_json
 from tests.power_trials import totals
 from tests.simulated_run import SimulatedDriver
 from tests.test_denominator import IDLE_W, gpus, partial_rack
-from tests.test_provisioned import descriptor, node_set, sourced
+from tests.test_provisioned import descriptor, node_set, published, sourced
 from tests.test_score import score_of
 
 
@@ -101,3 +102,34 @@ def test_devices_say_what_caps_and_splits_them() -> None:
         "GPU-3 split into instances (MIG): the whole device is charged, others' work too",
     )
     assert device_words([]) == ()
+
+
+def test_a_descriptor_that_measured_power_exceeds_is_said(finished: RunFolder) -> None:
+    system = System(
+        name="s",
+        accelerators=tuple(Accelerator(name="H", uuid=f"GPU-{number}") for number in range(2)),
+        provisioned=descriptor(published("published_system", 1, 0.5)),
+    )
+    judged = [dataclasses.replace(item, power=totals(gpus(2, 700.0), system)) for item in judge_trials(finished)]
+    words = "provisioned power of 500 W is less than the 1400 W that was measured of accelerator"
+    assert any(words in label for label in labels_of(finished, system, judged))
+    plain = dataclasses.replace(system, provisioned=descriptor(published("published_system", 1, 10.2)))
+    assert not any("is less than the" in label for label in labels_of(finished, plain, judged))
+
+
+def test_accelerators_that_are_called_idle_and_work_are_said(finished: RunFolder) -> None:
+    system = System(
+        name="s",
+        accelerators=tuple(
+            Accelerator(name="H", uuid=f"GPU-{number}", role="idle" if number else "serve") for number in range(2)
+        ),
+    )
+
+    def flags(idle_one_w: float) -> list[str]:
+        loads = [*gpus(2, 700.0)[:1], *gpus(2, idle_one_w)[1:]]
+        item = dataclasses.replace(judge_trials(finished)[0], power=totals(loads, system))
+        rest = IdleReading(started_unix_us=0, seconds=60.0, power=totals(gpus(2, 100.0), system), reasons=())
+        return load_flags([item], IdlePower(before=rest, after=rest, drift=()))
+
+    assert flags(110.0) == []
+    assert "the system file calls idle drew 700 W each, and 100 W at rest" in flags(700.0)[0]

@@ -277,6 +277,23 @@ def test_whatever_is_asked_gets_a_short_answer_without_a_secret(request_: bytes,
         assert json.loads(good.partition(b"\r\n\r\n")[2])["sources"][0]["kind"] == "nvml"
 
 
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("127.0.0.1:9470", b"200"),
+        ("localhost", b"200"),
+        ("[::1]:1", b"200"),
+        ("evil.example:9470", b"403"),
+        ("[", b"403"),
+    ],
+)
+def test_without_a_token_a_name_that_was_bent_to_the_loopback_gets_nothing(host: str, code: bytes) -> None:
+    with PowerServer([Counters(GPU)]) as server:
+        found = asked(server, f"GET /power HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert found.startswith(b"HTTP/1.1 " + code)
+    assert (b"GPU-a" in found) == (code == b"200")
+
+
 def test_connections_that_say_nothing_are_closed_and_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_serve, "FIRST_S", 0.2)
     monkeypatch.setattr(power_serve, "MOST_CONNECTIONS", 3)
@@ -342,6 +359,7 @@ ANSWER = {"agentdyno_power_server": 1, "server": "s", "received_ns": 1, "sent_ns
         (http(json.dumps({**ANSWER, "sent_ns": 2**62}).encode()), "clock does not run"),
         (http(json.dumps(ANSWER).encode()), "array"),
         (http(json.dumps({**ANSWER, "sources": []}).encode()), "0 sources"),
+        (http(json.dumps({**ANSWER, "samples": [[1, "a", "power_w", 1, 0, "ok"]] * 5001}).encode()), "no power server"),
         (http(json.dumps({**ANSWER, "sources": [{"kind": "\x1b[2J"}]}).encode()), "not printable"),
         (b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{}", "does not answer to the end"),
         (b"HTTP/1.1 200 X\r\n" + b"a: b\r\n" * 300 + b"\r\n", "answers with no HTTP"),
@@ -428,6 +446,24 @@ def test_certificates_that_are_none_are_one_sentence(certificates: tuple[Path, P
         server_tls(authority, leaf)
     with pytest.raises(PowerFault, match="cannot be read: No such file"):
         server_tls(tmp_path / "none.pem", leaf)
+
+
+def test_the_command_takes_its_sources_along_while_it_opens_them(tmp_path: Path) -> None:
+    (tmp_path / "silent.sh").write_text(f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 600\n")
+    command = [sys.executable, "-m", "agentdyno", "replay", "power", "serve", "--listen", "127.0.0.1:0"]
+    server = subprocess.Popen([*command, "--power", f"command:sh {tmp_path}/silent.sh"], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        server.terminate()
+        assert server.wait(30) > 0
+    finally:
+        server.kill()
+        server.wait()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_the_command_serves_until_ctrl_c(certificates: tuple[Path, Path], token_env: str, tmp_path: Path) -> None:

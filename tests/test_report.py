@@ -122,11 +122,11 @@ def test_every_outcome_reads_well_on_the_page_and_in_markdown(outcome: str) -> N
 
 PER_MEGAWATT = (
     r"[\d,]+ agents per MW of accelerators \(measured\), [\d,]+ of nodes or racks \(measured\), "
-    r"[\d,]+ of provisioned power, [\d,]+ of the facility, from what was drawn \(declared\)"
+    r"[\d,]+ of provisioned power, [\d,]+ of the facility, from what was drawn and a stated PUE \(declared\)"
 )
 SENTENCES = {
     "found": r"\d+ agents hold aa-shape-2026-07/20: estimate [\d.]+, 95 % interval [\d.]+ to [\d.]+; \d+ certified; "
-    rf"\d+ agents hold it each by themselves; {PER_MEGAWATT}; class standard; methodology 1\.1\.",
+    rf"\d+ agents hold it on their own requests; {PER_MEGAWATT}; class standard; methodology 1\.1\.",
     "maximum": r"At least 16 agents hold aa-shape-2026-07/20: the search ended at its maximum, no interval; nothing "
     r"certified; .*",
     "undecided": r"Undecided on aa-shape-2026-07/20: the confirmation trials do not say .*",
@@ -134,7 +134,7 @@ SENTENCES = {
     r"methodology 1\.1\.",
     "invalid": r"No score on aa-shape-2026-07/20: the trial at 8 agents was invalid twice.*",
     "unfinished": r"No score on aa-shape-2026-07/20: the search is not over: 32 agents come next; .*",
-    "run": r"8 agents hold aa-shape-2026-07/20: one trial, not searched; \d agents hold it each by themselves; "
+    "run": r"8 agents hold aa-shape-2026-07/20: one trial, not searched; \d agents hold it on their own requests; "
     r"power measured; methodology 1\.1\.",
     "run_without_slo": r"8 agents driven: no service level was asked; power measured; methodology 1\.1\.",
     "no_trial": r"No agents driven, and the numbers may not be believed: no trial was run; methodology 1\.1\.",
@@ -254,14 +254,14 @@ def test_every_denominator_stands_beside_the_others_with_what_it_leaves_out() ->
     assert isinstance(energy, Table)
     assert [line.cells[0].text for line in table.rows] == [
         *("accelerator", "MW of accelerators", "MW of nodes or racks", "MW of provisioned power"),
-        *("MW of the facility, from what was drawn", "MW of the facility, as provisioned"),
+        *("MW of the facility, from what was drawn and a stated PUE", "MW of the facility, as provisioned"),
     ]
     assert [line.cells[1].text for line in table.rows] == [
         *("declared", "measured", "measured", "provisioned", "declared", "declared")
     ]
     assert all(item["scope"] in str(line.note) for item, line in zip(result["denominators"], table.rows, strict=True))
     assert "no CPU, network, cooling" in str(table.rows[1].note)
-    assert re.fullmatch(r"[\d,.]+ W ± [\d.]+ W, k = 2", table.rows[1].cells[2].text)
+    assert re.fullmatch(r"[\d,.]+ W ± [\d.]+ W, k = 2", table.rows[1].cells[6].text)
     assert len(energy.rows) == len(result["energy"]) == 5
     assert energy.rows[0].cells[5].text == share(result["energy"]["accelerator"]["idle_share"])
     assert any("serves" in point and "engineers" in point for point in section.points)
@@ -447,6 +447,30 @@ def test_a_long_run_shows_where_it_is(terminal: bool) -> None:
         assert (words in said) == terminal
     assert ("first token P95 3.2 s · 5,120 W · 20 in flight" in said) == terminal
     assert ("\x1b" in said) == terminal
+
+
+def test_a_trial_that_takes_minutes_says_so_in_a_log() -> None:
+    out, now_s = io.StringIO(), [0.0]
+    protocol = dataclasses.replace(PROTOCOL, min_measure_s=300.0, max_phase_s=600.0)
+    with LiveWatcher(Console(file=out, width=80, color_system=None), clock=lambda: now_s[0]) as watcher:
+        watcher.trial_begins(TrialOrder(trial=7, agents=26, purpose="confirm", draw=2), protocol)
+        for second in range(0, 200, 10):
+            now_s[0] = float(second)
+            progress = Progress(
+                agents=26,
+                elapsed_s=now_s[0],
+                measured_s=max(0.0, now_s[0] - 30),
+                finished_trajectories=12,
+                finished_per_agent_min=0,
+                requests=512,
+                in_flight=20,
+                watts=5120.0,
+            )
+            watcher.progress(progress)
+    lines = out.getvalue().splitlines()
+    assert [re.search(r"measured (\d+) of 300 s", line)[1] for line in lines] == ["30", "90", "150"]  # type: ignore[index]
+    assert lines[0].startswith("trial 7 · 26 agents · confirming around the answer · measured 30 of 300 s · 5,120 W · ")
+    assert "left of this trial" in lines[0]
 
 
 def test_a_finished_trial_says_what_it_drew_or_why_that_is_not_known() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,16 @@ def test_a_clock_that_is_off_is_set_right_by_its_offset(copy: Path, tmp_path: Pa
     assert not (copy / "meters").exists()
     found = rescore(RunFolder(path=copy), file, offset_s=7200.0, u_clock_s=0.5)
     assert rows_of(found.score)["node_or_rack"]["denominator"] == pytest.approx(RACK_W, rel=1e-6)
-    assert found.score["meters"][0]["source"]["clock_u_s"] == 0.5
+    assert found.score["meters"][0]["source"]["clock_u_s"] == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("u_clock_s", [-1.0, math.nan, math.inf])
+def test_what_is_stated_of_a_clock_makes_no_time_surer(copy: Path, tmp_path: Path, u_clock_s: float) -> None:
+    file = meter_file(tmp_path / "rack.csv")
+    with pytest.raises(PowerFault, match="a clock that is uncertain by"):
+        rescore(RunFolder(path=copy), file, u_clock_s=u_clock_s)
+    found = rescore(RunFolder(path=copy), file, u_clock_s=0.0)
+    assert found.meter.facts.source.clock_u_s == pytest.approx(0.001 / math.sqrt(3))  # its last written place
 
 
 def test_a_meter_that_ended_early_gives_no_score(copy: Path, tmp_path: Path) -> None:
@@ -198,6 +209,12 @@ def test_verify_covers_added_meters(copy: Path, tmp_path: Path) -> None:
     facts.write_text("{")
     with pytest.raises(TrialFault, match="does not hold a meter"):
         read_meter(facts.parent)
+
+
+def test_a_pipe_is_no_meter_file_and_is_not_waited_for(copy: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "meter.csv")
+    with pytest.raises(PowerFault, match="is no file"):
+        rescore(RunFolder(path=copy), tmp_path / "meter.csv")
 
 
 def test_the_former_score_cannot_be_lost(copy: Path, tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def test_what_was_scored_before_is_used_again_and_its_cap_is_not_set_again(devic
         devices.sweep()
     with pytest.raises(RunFault, match="other caps or commands"):
         devices.sweep(resume=True, caps_w=(400.0, 500.0))
+    inputs = (devices.order.out / "sweep-inputs.json").read_text()
+    assert str(Path(sys.executable).parent) not in inputs  # a program's folder may name a person
     before = (devices.order.out / "cap-400w" / "score.json").read_bytes()
     found = devices.sweep(resume=True)
     assert devices.done == ["400", "600", "restored", "600", "restored"]

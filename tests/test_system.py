@@ -104,6 +104,8 @@ covers = "facility"
         ({"name": "a", "provisioned": 5}, "the path of a system_power.json"),
         ({"name": "a", "provisioned": "no-such-file.json"}, "no-such-file.json cannot be read"),
         ({"name": 7}, "name must be a text"),
+        ({"name": "a", "power_cap_w": 10**400}, "power_cap_w must be a number above 0"),
+        ({"name": "a", "accelerators": [{"name": "g", "count": 10**30}]}, "count must be a whole number"),
     ],
 )
 def test_a_system_file_says_what_is_wrong(table: dict[str, Any], says: str) -> None:
@@ -150,9 +152,13 @@ def test_a_whole_system_file_is_read_and_kept(tmp_path: Path) -> None:
         (b"{", "is not readable JSON"),
         (b"\xff", "is not readable JSON"),
         (b"[" * 200_000, "is not readable JSON"),
+        (b'{"x": ' + b"[" * 400 + b"]" * 400 + b"}", "more than 64 deep"),
+        (b'{"x": NaN}', "NaN is no number"),
+        (b'{"x": ' + b"9" * 400 + b"}", "too large"),
+        (b'{"x": "\\ud800"}', "surrogates"),
         (b" " * (LARGEST_FILE_BYTES + 1), "is larger than"),
     ],
-    ids=["list", "unlike", "half", "bytes", "deep", "large"],
+    ids=["list", "unlike", "half", "bytes", "deep", "deeper than kept", "no number", "huge", "surrogate", "large"],
 )
 def test_a_provisioned_file_that_is_none_says_so(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "power.json").write_bytes(content)

@@ -271,3 +271,17 @@ def test_a_file_that_is_no_longer_readable_is_named(copy: Path) -> None:
     done = CliRunner().invoke(main, ["replay", "verify", str(copy)])
     assert done.exit_code == 3
     assert "is not JSON" in done.stderr
+
+
+def test_a_nameplate_that_is_passed_off_as_measured_shows_even_with_new_digests(copy: Path) -> None:
+    alter_json(copy / "trials" / "1" / "trial.json", lambda facts: facts["power_sources"][0].update(measured=True))
+    restate(copy, "trials/1/trial.json")
+    assert "trials/1/trial.json: power_sources" in places(copy)
+
+
+def test_a_device_that_stands_twice_is_a_difference_and_no_fault(copy: Path) -> None:
+    def twice(facts: dict[str, Any]) -> None:
+        facts["power_sources"][0]["devices"] *= 2
+
+    alter_json(copy / "trials" / "1" / "trial.json", twice)
+    assert "trials/1/trial.json" in places(copy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -31,7 +31,7 @@ def verify(run_folder: Path, as_json: bool) -> None:
         try:
             differences = verify_run(RunFolder(path=run_folder))
         except (RunFault, FileNotFoundError) as fault:
-            raise EnvironmentFault(str(fault)) from fault
+            raise EnvironmentFault(_sentence(run_folder, fault)) from fault
     if as_json:
         import dataclasses
         import json
@@ -77,9 +77,12 @@ def rescore(run_folder: Path, power: str, offset_s: float, u_clock_s: float | No
     """Add a meter's readings to the finished RUN and compute its score again.
 
     What the meter covers stands in `system.toml`, as it was when the run began. The former score stays in the folder.
+    A CSV has the columns time (ISO 8601 with a zone, or Unix seconds), device, and at least one of energy_j, energy_wh,
+    energy_kwh and power_w.
 
     \b
-    agentdyno replay rescore runs/first --power file:rack.csv --offset -3600
+    agentdyno replay rescore runs/first --power file:rack.csv
+    agentdyno replay rescore runs/first --power file:rack.csv --offset -3600 --u-clock 0.5
     """
     with plain_faults():
         from replay.power.choice import parse_power
@@ -93,7 +96,7 @@ def rescore(run_folder: Path, power: str, offset_s: float, u_clock_s: float | No
         try:
             found = rescore_run(RunFolder(path=run_folder), choice.path, offset_s=offset_s, u_clock_s=u_clock_s)
         except (RunFault, FileNotFoundError) as fault:
-            raise EnvironmentFault(str(fault)) from fault
+            raise EnvironmentFault(_sentence(run_folder, fault)) from fault
     if as_json:
         import msgspec
 
@@ -104,7 +107,38 @@ def rescore(run_folder: Path, power: str, offset_s: float, u_clock_s: float | No
     click.echo(
         f"meter {number} {said}; the score from before it is {run_folder / f'score.before-{number}.json'}", err=True
     )
+    for line in _changes(run_folder, number, found.score) if found.added else ():
+        click.echo(line, err=True)
     print_text("\n".join(summary_lines(found.score)))
+
+
+def _changes(run_folder: Path, number: int, score: dict[str, Any]) -> list[str]:
+    """What a meter brought and what it took away, with how to take it out where it took or brought nothing."""
+    from curate.words import printable
+    from replay.judge import read_score
+    from replay.runfolder import RunFolder
+    from replay.sentence import denominator_of
+
+    former = read_score(RunFolder(path=run_folder).former_score_path(number))
+    before, after = (
+        {row["id"]: denominator_of(row) for result in each["results"] for row in result["denominators"]}
+        for each in (former, score)
+    )
+    new, lost = ([name for key, name in a.items() if key not in b] for a, b in ((after, before), (before, after)))
+    lines = [f"  now per megawatt of {', '.join(new)}, too"] if new else []
+    lines += [f"  no longer per megawatt of {', '.join(lost)}"] if lost else []
+    if lost or (not new and score["results"]):
+        told = [*dict.fromkeys(label for label in score["labels"] if label not in former["labels"])]
+        lines += [f"  {printable(label)}" for label in told]
+        lines += [
+            "  nothing new is given per megawatt: [[meters]] of the system file, as it was when the run began, says "
+            "what each device covers"
+        ] * (not new)
+        lines += [
+            f"  to take the meter out again: put score.before-{number}.json in the place of score.json, and remove "
+            f"meters/{number}"
+        ]
+    return lines
 
 
 @click.command()
@@ -151,8 +185,16 @@ def report(run_folder: Path, form: Literal["html", "md", "json"], out: Path | No
                 else str(write_report(folder, out, form, feed_w=feed_w))
             )
         except (RunFault, FileNotFoundError) as fault:
-            raise EnvironmentFault(str(fault)) from fault
+            raise EnvironmentFault(_sentence(run_folder, fault)) from fault
         click.echo(said)
+
+
+def _sentence(run_folder: Path, fault: Exception) -> str:
+    """The fault; of a sweep's folder, which holds runs and is none, the run to name."""
+    run = next(iter(sorted(path.parent for path in run_folder.glob("cap-*w/run.json"))), None)
+    if run is None or (run_folder / "run.json").exists():
+        return str(fault)
+    return f"{run_folder} is a sweep over power caps: name one of its runs, for example {run}"
 
 
 COMMANDS = (

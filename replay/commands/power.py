@@ -16,7 +16,7 @@ from replay.commands.shared import FILE, plain_faults, power_option, print_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
+    from rich.console import Group
 
     from replay.power.domain import Scope, ScopeSet
     from replay.power.meter import Meter
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from replay.power.source import SourceInfo
 
 LINE_EVERY_S = 1.0
+WIDE = 200  # columns of a table that goes to no terminal
 
 
 @click.group(invoke_without_command=True)
@@ -43,8 +44,9 @@ def power(
 ) -> None:
     """Show what every device draws: average, instant, and the slope of its energy counter.
 
-    Without --power the NVIDIA GPUs of this machine are read, or its CPU packages. What --record writes is read again
-    as --power file:FILE.
+    Without --power the NVIDIA GPUs of this machine are read, or its CPU packages. A total is that of the counters, and
+    of the averages where there is no counter. What --record writes can be added to a run that was made meanwhile:
+    agentdyno replay rescore RUN --power file:FILE.
 
     \b
     agentdyno replay power
@@ -79,10 +81,11 @@ def power(
 def check(context: click.Context, powers: tuple[str, ...], system_file: Path, as_json: bool) -> None:
     """Open the power sources of a run and say which devices are found, missing and overlapping, before any load.
 
-    Exits 1 where a device is missing or two overlap.
+    Exits 1 where a device is missing or two overlap, with what to do.
 
     \b
     agentdyno replay power check --system system.toml --power nvml
+    agentdyno replay power check --system system.toml --power nvml --power exporter:http://pdu:9116/metrics,map=pdu.toml
     """
     with plain_faults():
         from replay.power.choice import parse_powers
@@ -101,7 +104,7 @@ def check(context: click.Context, powers: tuple[str, ...], system_file: Path, as
         value = {"sources": infos, "scopes": list(scopes.values())}
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
     else:
-        print_text("\n".join(check_lines(infos, scopes)))
+        print_text("\n".join((*check_lines(infos, scopes), *_next_step(scopes, system_file))))
     if any(found.missing or found.overlaps for found in scopes.values()):
         context.exit(1)
 
@@ -125,6 +128,25 @@ def check_lines(infos: Sequence[SourceInfo], scopes: dict[Scope, ScopeSet]) -> l
         lines += [f"  missing: {name}" for name in found.missing]
         lines += [f"  overlapping: {outer} and {inner}" for outer, inner in found.overlaps]
         lines += [f"  note: {note}" for note in found.notes]
+    return lines
+
+
+def _next_step(scopes: dict[Scope, ScopeSet], system_file: Path) -> list[str]:
+    """What to do where a scope has no total, and what a run would lack until then."""
+    lacking = [scope.replace("_", " ") for scope, found in scopes.items() if found.missing or found.overlaps]
+    if not lacking:
+        return []
+    lines = [f"as it stands a run would measure no total of {', '.join(lacking)}:"]
+    if any(found.missing for found in scopes.values()):
+        lines += [
+            f"  what is missing needs a --power that shows it, or its right name in {system_file} (uuid, [[meters]]); "
+            "readings of a meter can also be added after the run by agentdyno replay rescore"
+        ]
+    if any(found.overlaps for found in scopes.values()):
+        lines += [
+            "  what overlaps stops a run before it begins: leave one of the two out, or say in [[meters]] what each "
+            "covers"
+        ]
     return lines
 
 
@@ -156,6 +178,8 @@ def _watch(meter: Meter, out: BinaryIO | None, *, seconds: float | None, as_json
     offset_ns = unix_offset_ns()
     readings = Readings(meter.infos, meter.scopes)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)  # nothing is cut or folded in a file
     if out is not None:
         out.write(encode_header(meter.infos))
 
@@ -203,40 +227,45 @@ def _json_line(readings: Readings, offset_ns: int) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _table(readings: Readings) -> Table:
-    """All devices, then a line for each scope."""
+def _table(readings: Readings) -> Group:
+    """All devices, then the total of each scope, which rests on counters before gauges."""
     import time
 
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     from curate.words import printable
 
     now_ns = time.monotonic_ns()
-    table = Table(box=None, pad_edge=False)
-    for name in ("device", "name", "scope"):
-        table.add_column(name)
+    devices = Table(box=None, pad_edge=False)
+    devices.add_column("device", overflow="fold")  # a name that is cut cannot be written into a system file
+    devices.add_column("name", overflow="fold")
+    devices.add_column("scope", no_wrap=True)
     for name in ("average", "instant", "counter", "limit"):
-        table.add_column(f"{name} W", justify="right")
-    table.add_column("")
+        devices.add_column(f"{name} W", justify="right", no_wrap=True)
+    devices.add_column("")
     for row in readings.devices(now_ns):
-        texts = (row.device, row.name, row.domain)
+        texts = (row.device, row.name, row.domain.replace("_", " "))
         numbers = (row.power_w, row.power_instant_w, row.counter_w, row.limit_w)
-        table.add_row(
+        devices.add_row(
             *(Text(printable(text)) for text in texts),
             *(_watts(number) for number in numbers),
             "" if row.flag == "ok" else row.flag,
         )
+    totals = Table(box=None, pad_edge=False)
+    for name in ("scope", "total W", "basis", "devices"):
+        totals.add_column(name, justify="right" if name in ("total W", "devices") else "left", no_wrap=True)
+    totals.add_column("")
     for total in readings.scopes(now_ns):
-        table.add_row(
-            Text(f"all {total.devices}", style="bold"),
-            Text("measured" if total.measured else "declared"),
+        totals.add_row(
             Text(total.scope.replace("_", " "), style="bold"),
             Text(_watts(total.watts), style="bold"),
-            *("", "", ""),
+            ("measured" if total.measured else "declared") if total.devices else "–",
+            str(total.devices),
             Text(printable(_lack(total))),
         )
-    return table
+    return Group(devices, "", totals)
 
 
 def _watts(value: float | None) -> str:

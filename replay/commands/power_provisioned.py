@@ -70,7 +70,7 @@ def _content(path: Path) -> tuple[dict[str, Any], str, str]:
             f'the system of {path} names no system_power.json: write provisioned = "system_power.json" into the '
             "system file and score again"
         )
-    return system["provisioned"], f"{path}: the system's system_power.json", str(system["name"])
+    return system["provisioned"], f"{path}: the system's system_power.json", str(system.get("name") or path.name)
 
 
 def _write(written: dict[str, object], out: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -74,6 +75,8 @@ def serve(
         token = None if token_env is None else _token(token_env)
         tls = server_tls(cert, key) if cert is not None and key is not None else None
         with contextlib.ExitStack() as stack:
+            # Until it serves: a command that is open already would stay behind.
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _interrupt))
             sources = []
             for choice in choices:
                 source = choice.open()
@@ -88,6 +91,10 @@ def serve(
                 ready_file=ready_file,
                 on_ready=_say,
             )
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _token(name: str) -> str:

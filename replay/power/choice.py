@@ -24,6 +24,8 @@ FORMS = (
 _DECLARED = re.compile(r"(?P<watts>\d{1,9}(?:\.\d{1,9})?)(?P<unit>[kM]?)W(?:\*(?P<count>\d{1,6}))?")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ASSIGNED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_OPTION = re.compile(r"[a-z]+(-[a-z]+)?")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
 
 
@@ -46,7 +48,10 @@ class PowerChoice:
 
     @property
     def text(self) -> str:
-        """As it is written on the command line, less what may be secret: a command's arguments, a URL's query."""
+        """As it is written on the command line, less what may be secret: a command's arguments, a URL's query.
+
+        Of a path it is the name: the folders before it may name a person.
+        """
         if self.kind == "declared":
             assert self.watts is not None
             return f"declared:{self.watts:g}W*{self.count}"
@@ -56,14 +61,14 @@ class PowerChoice:
         if self.url is not None:
             text += ("" if self.kind == "remote" else ":") + _shown(self.url)
         if self.path is not None:
-            text += f":{self.path}"
+            text += f":{self.path.name}"
         named = {
             "scope": "module" if self.scope == "module" else None,
             "match": self.match,
-            "map": self.table,
+            "map": self.table.name if self.table is not None else None,
             "header-env": "=".join(self.header_env) if self.header_env is not None else None,
             "token-env": self.token_env,
-            "ca-file": self.ca_file,
+            "ca-file": self.ca_file.name if self.ca_file is not None else None,
         }
         return text + "".join(f",{name}={value}" for name, value in named.items() if value is not None)
 
@@ -184,7 +189,7 @@ def _prometheus(rest: str) -> PowerChoice:
 
 
 def _remote(text: str) -> PowerChoice:
-    from replay.proxy import is_loopback  # httpx comes with it
+    from replay.power.serve import is_loopback  # a server comes with it
 
     url, *parts = _split(text)
     options = _named("a remote meter", parts, ("token-env", "ca-file"))
@@ -210,6 +215,12 @@ def _command(rest: str) -> PowerChoice:
         raise ValueError(f"power command: its words cannot be read: {error}") from None
     if not words or not words[0]:
         raise ValueError("power command: name a program and its arguments, as in command:./meter.sh --rack 4")
+    if _ASSIGNED.match(words[0]):
+        # Not quoted: what is assigned may be a key.
+        raise ValueError(
+            "power command: no shell reads it, and it begins with an assignment: export the variable, and name the "
+            "program first"
+        )
     return PowerChoice(kind="command", words=words)
 
 
@@ -251,7 +262,9 @@ def _named(kind: str, parts: Sequence[str], known: tuple[str, ...]) -> dict[str,
         name, equals, value = part.partition("=")
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
-            raise ValueError(f"power {kind}: option {name[:40]!r} is not known: it {takes}")
+            # Of a URL with a comma in its query or password this may be a part.
+            shown = f"option {name!r}" if _OPTION.fullmatch(name) else "an option"
+            raise ValueError(f"power {kind}: {shown} is not known: it {takes}")
         if not equals or not value:
             raise ValueError(f"power {kind}: {name} has no value")
         if name in found:
@@ -291,7 +304,8 @@ def _url(kind: str, text: str, schemes: tuple[str, ...]) -> str:
             f"power {kind}: its URL holds credentials: leave them out and name the variable that holds them instead"
         )
     if parts.scheme not in schemes or not host or not text.isprintable() or " " in text:
-        raise ValueError(f"power {kind}: {_shown(text)[:200]!r} is not a URL that begins with http:// or https://")
+        shown = "what it is given" if "@" in text else repr(_shown(text)[:200])  # user:password@host, without a scheme
+        raise ValueError(f"power {kind}: {shown} is not a URL that begins with http:// or https://")
     return text
 
 

@@ -41,6 +41,8 @@ MOST_WAITING = 100_000
 _CHUNK = 65_536
 _TAIL = 300
 
+_running: set[CommandSource] = set()
+
 type CommandState = Literal["running", "silent", "ended", "garbled", "flooded"]
 
 
@@ -72,6 +74,7 @@ class CommandSource:
             raise PowerFault(f"{self._name} does not exist: name a program that is there") from fault
         except (OSError, ValueError) as fault:
             raise PowerFault(f"{self._name} cannot be run: {getattr(fault, 'strerror', None) or fault}") from fault
+        _running.add(self)
         self._threads = (
             threading.Thread(target=self._listen, name="power-command", daemon=True),
             threading.Thread(target=self._overhear, name="power-command-stderr", daemon=True),
@@ -113,6 +116,7 @@ class CommandSource:
         return samples
 
     def close(self) -> None:
+        _running.discard(self)
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._kill(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -186,6 +190,12 @@ class CommandSource:
         assert self._child.stderr is not None
         while data := os.read(self._child.stderr.fileno(), _CHUNK):
             self._stderr = (self._stderr + data)[-4 * _TAIL :]
+
+
+def end_all() -> None:
+    """Ends every command that was not closed: for a process that ends while one of them is still starting."""
+    for source in tuple(_running):
+        source.close()
 
 
 def _joined(thread: threading.Thread) -> bool:

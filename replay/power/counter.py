@@ -1,4 +1,4 @@
-"""Energy of a window by a device's own counter: laws 1, 2, 3 and 6 of `replay.power.energy`."""
+"""Energy of a window by a device's own counter: laws 1, 2, 3, 5 and 7 of `replay.power.energy`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
-from replay.power.gauge import Gauge, integrate_gauge
+from replay.power.gauge import HOLE_CHARGED, Gauge, integrate_gauge
 from replay.power.integral import HIGHEST_LIMITS, Cadence, Integral, Pace, Points, overlap_s
 from replay.power.source import PowerDevice
+
+STILL_TIMES = 3  # a counter that shows no new value for so many of its updates, or of our readings, stood still
+CAUGHT_UP = 0.05  # share of the gauge's energy that it may lack after that
+LEAST_RISE = 0.1  # share of its usual rise that a device without a gauge draws at the least, if it only idles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ def integrate_counter(
     first, last = bisect_right(times, start_ns) - 1, bisect_left(times, end_ns)
     window_s = (end_ns - start_ns) / 1e9
     most_w = math.inf if device.limit_w is None else HIGHEST_LIMITS * device.limit_w
+    still_s = _longest_still_s(cadence)
     plain: list[float] = []  # whole rises of the window's inside, of which nothing more is to be said
     parts: list[_Part] = []
     covered_s = largest_s = 0.0
@@ -68,6 +73,11 @@ def integrate_counter(
         if near:
             covered_s += overlap_s(interval.low_ns, interval.high_ns, start_ns, end_ns)
         inside = start_ns <= interval.low_ns and interval.high_ns <= end_ns
+        if interval.seconds > still_s and interval.rise_j >= 0:
+            stuck = _stuck(interval, counter, gauge, device, cadence, start_ns, end_ns, read=high - low > 1)
+            if stuck is not None:
+                parts.append(stuck)
+                continue
         if near and inside and 0 <= interval.rise_j <= most_w * (interval.seconds + cadence.slack_s):
             plain.append(interval.rise_j)
         else:
@@ -149,6 +159,41 @@ def _knows_its_rise(interval: _Interval, device: PowerDevice, highest_j: float |
     if highest_j is None or interval.before_j < highest_j:
         return False
     return device.wrap_j is None or device.wrap_j > highest_j
+
+
+def _longest_still_s(cadence: Cadence) -> float:
+    """For how long a counter may show no new value; as long as it likes where nobody knows how often it changes."""
+    return math.inf if cadence.latch_s is None else STILL_TIMES * max(cadence.period_s, cadence.latch_s)
+
+
+def _stuck(
+    interval: _Interval,
+    counter: Points,
+    gauge: Gauge | None,
+    device: PowerDevice,
+    cadence: Cadence,
+    start_ns: int,
+    end_ns: int,
+    *,
+    read: bool,
+) -> _Part | None:
+    """A time without a new value, where the counter did not catch up afterwards; None where it did.
+
+    What was drawn then is by the gauge. Without one a counter that was `read` meanwhile, and showed the same again, is
+    held against its own usual rise.
+    """
+    found = integrate_gauge(gauge, device, cadence, interval.low_ns, interval.high_ns) if gauge is not None else None
+    if found is not None and found.usable_j is not None and HOLE_CHARGED not in found.flags:
+        if interval.rise_j >= (1 - CAUGHT_UP) * found.usable_j:
+            return None
+        low_ns, high_ns = max(interval.low_ns, start_ns), min(interval.high_ns, end_ns)
+        return _filled(gauge, device, cadence, "counter_stuck", low_ns, high_ns)
+    usual_w = median_slope_w(counter, start_ns, end_ns)
+    # What it counted before it stuck and after is of a period at most.
+    if not read or usual_w is None or interval.rise_j >= usual_w * (LEAST_RISE * interval.seconds + cadence.period_s):
+        return None
+    reason = f"the energy counter showed nothing new for {interval.seconds:.1f} s and did not catch up: it was stuck"
+    return _Part(energy_j=None, flags=("counter_stuck",), reasons=(reason,))
 
 
 def _share(rise_j: float, inside_s: float, seconds: float, limit_w: float | None) -> tuple[float, float]:

@@ -23,6 +23,9 @@ def counter_fault(
     if not len(counter):
         gone = state.counter_latch_s is not None and state.counter_scope in (device.domain, None)
         return ("the energy counter answered at the start and was never read again" if gone else None), None
+    silent = state.counter_scope is None and f"{device.domain} energy_j" in state.scopes
+    if silent and len(set(counter.values)) > 1:
+        return "the energy counter hardly moved at the start and does now: what it covers is not known", None
     if state.counter_scope == "unknown":
         return "the energy counter agrees with no power gauge of the device: what it covers is not known", None
     if state.counter_scope is None or state.counter_scope == device.domain:

@@ -41,6 +41,13 @@ _INSIDE: Mapping[PowerDomain, PowerDomain] = {
     "accelerator": "module",
     "hbm": "accelerator",
 }
+INSIDE: Mapping[Scope, tuple[Scope, ...]] = {
+    "module": ("accelerator",),
+    "node_or_rack": ("module", "accelerator", "cpu_package"),
+    "facility": ("node_or_rack", "module", "accelerator", "cpu_package"),
+}
+"""Totals that are part of a total, each of the whole system: the outer one is never less than one inside it."""
+
 _SCOPE_OF: Mapping[PowerDomain, Scope] = {"node": "node_or_rack", "rack": "node_or_rack"}
 _MODULE, _MEMORY = "/module", "/memory"  # how a GPU's other readings are named: <UUID>/module
 
@@ -355,8 +362,12 @@ def _module_part(shown: Sequence[PowerDevice], system: System) -> _Part:
     charged: list[PowerDevice] = []
     pairs: list[tuple[str, str]] = []
     for (node, module), uuids in modules.items():
-        own = [by_uid[name] for uuid in uuids if (name := f"{uuid}{_MODULE}") in by_uid][:1]
         word, inside = f"module {module}", f"node {node}"
+        every = [by_uid[name] for uuid in uuids if (name := f"{uuid}{_MODULE}") in by_uid]
+        hosts = sorted({device.host for device in every if device.host is not None})
+        if len(hosts) > 1:
+            missing.append(f"{word} of one machine ({' and '.join(hosts)} have one: give its accelerators their node)")
+        own = every[:1]
         metered = [
             device
             for device in shown
@@ -376,6 +387,16 @@ def _unstated_modules(shown: Sequence[PowerDevice], accelerators: int) -> _Part:
         return _Part(devices=tuple(shown), overlaps=tuple((shown[0].uid, item.uid) for item in shown[1:]))
     missing = ("which accelerators share a module: give each its module in the system file",)
     return _Part(devices=tuple(shown), missing=missing if accelerators > 1 else ())
+
+
+def _package_part(shown: Sequence[PowerDevice], system: System) -> _Part:
+    """As many packages as the system file lists processors, and at least one of each machine."""
+    count = sum(item.count for item in system.accelerators if item.kind == "cpu")
+    part = _by_node(shown, system)
+    if len(shown) >= count:
+        return part
+    absent = f"{count - len(shown)} of the {count} processors of the system file"
+    return replace(part, missing=(*part.missing, absent))
 
 
 def _by_node(shown: Sequence[PowerDevice], system: System) -> _Part:
@@ -418,7 +439,7 @@ _PARTS = {
     "accelerator": _accelerator_part,
     "module": _module_part,
     "hbm": _hbm_part,
-    "cpu_package": _by_node,
+    "cpu_package": _package_part,
     "dram": _by_node,
     "node_or_rack": _node_part,
 }

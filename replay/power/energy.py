@@ -14,12 +14,15 @@ The law: **a reading that is missing never makes a system look better.**
 4. A gauge is integrated by trapezoids between adjacent readings, repeated values held; where a reading is missing, the
    device is charged at its power limit. A gauge without a known limit cannot be bridged, and one that shows a new
    value less often than every 2 s is not integrated at all.
-5. A hole longer than max(3 s, 5 periods), a window without readings on both sides, a device that was lost, a gauge that
+5. A counter of which it is known how often it changes, and that shows nothing new for three times as long (or three
+   periods), must have caught up afterwards, by the gauge: else that time is the gauge's. Without a gauge it is invalid
+   if it was read meanwhile and rose by hardly a tenth of what is usual.
+6. A hole longer than max(3 s, 5 periods), a window without readings on both sides, a device that was lost, a gauge that
    is stale, a unit that cannot be right, a counter whose scope is not known: no energy is known, and the estimate is
    invalid. It is never zero and never shorter.
-6. A counter that falls has wrapped (where its range is known) or was reset.
-7. A total is the sum over every device of its set. One that is missing, invalid, shown twice or that overlaps another
-   leaves no total.
+7. A counter that falls has wrapped (where its range is known) or was reset.
+8. A total is the sum over every device of its set. One that is missing, invalid, shown twice or that overlaps another
+   leaves no total; nor is a total believed that is less than what is measured inside it.
 
 Therefore splitting a window conserves energy (and never loses any where readings are missing), adding a device never
 lowers a total, dropping samples never raises agents per megawatt, and neither order nor duplicates matter.
@@ -30,11 +33,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from replay.power.counter import integrate_counter
 from replay.power.cross_check import counter_fault, unit_fault
-from replay.power.domain import Scope, ScopeSet
+from replay.power.domain import INSIDE, Scope, ScopeSet
 from replay.power.gauge import Gauge, integrate_gauge
 from replay.power.integral import Cadence, Integral, Points
 from replay.power.source import DeviceState, PowerDevice, PowerDomain, PowerSample, SourceInfo
@@ -125,7 +128,8 @@ def scope_totals(
         if uid in shown
     }
     seconds = (end_ns - start_ns) / 1e9
-    return tuple(_total(scope, shown, estimates, seconds) for scope in scopes.values())
+    totals = {scope.scope: _total(scope, shown, estimates, seconds) for scope in scopes.values()}
+    return tuple(_possible(total, totals) for total in totals.values())
 
 
 def integrate(
@@ -248,7 +252,7 @@ def _total(
     return PowerTotal(
         scope=scope.scope,
         sources=tuple(dict.fromkeys(item.source for item, _ in found)),
-        measured=bool(found) and all(item.info.measured for item, _ in found),
+        measured=bool(found) and all(item.info.measured and item.device.domain != "declared" for item, _ in found),
         devices=tuple(estimate for _, estimate in found),
         energy_j=energy_j,
         power_w=None if energy_j is None else energy_j / seconds,
@@ -261,19 +265,54 @@ def _total(
     )
 
 
+def _possible(total: PowerTotal, totals: Mapping[Scope, PowerTotal]) -> PowerTotal:
+    """The total, without its watts where something inside it draws more by its own readings: it misses a part."""
+    for name in INSIDE.get(total.scope, ()):
+        part = totals.get(name)
+        if part is None or not (part.measured and total.measured):
+            continue
+        if part.power_w is None or part.power_u_w is None or total.power_w is None or total.power_u_w is None:
+            continue
+        if total.power_w + total.power_u_w < part.power_w - part.power_u_w:
+            outer, inner = total.scope.replace("_", " "), name.replace("_", " ")
+            reason = (
+                f"{outer} power is {total.power_w:.4g} W, less than the {part.power_w:.4g} W of {inner} power inside "
+                "it: a meter, its unit or clock, or the system file is wrong"
+            )
+            return replace(
+                total,
+                energy_j=None,
+                power_w=None,
+                power_u_w=None,
+                u_gain_w=None,
+                u_rest_w=None,
+                valid=False,
+                reasons=(reason,),
+            )
+    return total
+
+
 def _uncertainties(found: Iterable[tuple[_Shown, EnergyEstimate]]) -> tuple[float, float]:
     """Standard uncertainties of a sum, in joules: of the sensors' gain, and the rest.
 
-    What devices have in common is added linearly, a gain by model and a clock by source; all else in squares.
+    What devices have in common is added linearly, a gain by model and a clock by source; all else in squares. Devices
+    whose model is not known are taken for one.
     """
     gains: dict[str, float] = {}
     clocks: dict[str, float] = {}
     own = 0.0
     for item, estimate in found:
-        gains[item.device.name] = gains.get(item.device.name, 0.0) + estimate.u_gain_j
+        model = _model(item.device)
+        gains[model] = gains.get(model, 0.0) + estimate.u_gain_j
         clocks[item.source] = clocks.get(item.source, 0.0) + estimate.u_clock_j
         own = math.hypot(own, estimate.u_own_j)
     return math.hypot(*gains.values()), math.hypot(own, *clocks.values())
+
+
+def _model(device: PowerDevice) -> str:
+    """The model of a device by its name; empty where that is only its own: of packages, meters and what has no name."""
+    named = device.domain in ("accelerator", "module", "hbm") and device.name != device.uid
+    return device.name if named else ""
 
 
 def _gauge(samples: Sequence[PowerSample]) -> Gauge | None:

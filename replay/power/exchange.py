@@ -48,7 +48,7 @@ class PowerAnswer(msgspec.Struct, omit_defaults=True):
     sent_ns: _Nanoseconds
     next: _Number  # the number of the first reading that is not in here
     sources: Any = None  # as `SourceInfo`, in a description
-    samples: list[_Sample] = []
+    samples: Annotated[list[_Sample], msgspec.Meta(max_length=MOST_SAMPLES)] = []
     dropped: _Number = 0  # readings that were asked for too late
     more: bool = False
 

@@ -26,6 +26,7 @@ TIMEOUT_S = 5.0
 MOST_BYTES = 16_000_000  # 72 GPUs with 40 fields are about 1 MB
 MOST_SERIES = 20_000
 MOST_HINTS = 5
+MOST_UNIX_MS = 1e14  # the year 5138
 OLDEST_S, AHEAD_S = 3600.0, 10.0  # of a reading with a time of its own
 
 
@@ -69,7 +70,7 @@ class ExporterSource:
             measured=not self._devices.derived,
             version=self._version,
             devices=self._devices.described(),
-            notes=(*self._reader.notes, *self._devices.notes, *self._devices.unit_notes(), *self._stood_still()),
+            notes=(*self._devices.notes, *self._devices.unit_notes(), *self._stood_still()),
             name=f"exporter:{self._reader.shown}",
             period_s=PERIOD_S,
             refresh_s=refresh_s if refresh_s is not None and refresh_s > PERIOD_S else None,
@@ -146,6 +147,8 @@ class ExporterSource:
             if not _fits(dict(line.name.labels), self._match):
                 continue
             t_ns = None
+            if line.t_unix_ms is not None and not abs(line.t_unix_ms) < MOST_UNIX_MS:
+                continue  # no time at all
             if line.t_unix_ms is not None and self._clock.known:
                 t_ns = self._clock.monotonic_ns(round(line.t_unix_ms * 1e6))
                 if not -OLDEST_S < (t_ns - now_ns) / 1e9 < AHEAD_S:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from curate.words import printable
-from replay.power.lines import PowerLines, unix_offset_ns
+from replay.power.lines import AHEAD_NS, PowerLines, unix_offset_ns
 from replay.power.meter_table import MeterTable
 from replay.power.relayed import LONGEST_PERIOD_S, Silence, as_one
 from replay.power.source import PowerDevice, PowerFault, PowerSample, SampleKind, SourceInfo
@@ -103,6 +103,8 @@ class FileSource:
         self._file.close()
 
     def _check_age(self, age_s: float) -> None:
+        if age_s < -AHEAD_NS / 1e9:
+            raise PowerFault(f"{self._path} has a reading of {-age_s:,.0f} s in the future: set the clock")
         if age_s > RECENT_S:
             raise PowerFault(
                 f"{self._path} has had no reading for {age_s:,.0f} s: start the program that writes it, or give a "

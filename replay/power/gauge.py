@@ -1,4 +1,4 @@
-"""Energy of a window by a device's power gauge: laws 4 and 5 of `replay.power.energy`."""
+"""Energy of a window by a device's power gauge: laws 4 and 6 of `replay.power.energy`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from replay.power.source import PowerDevice
 AVERAGE_S = 1.0  # over which an averaging gauge averages
 REFRESH_S = 2.0  # a gauge that shows a new value less often misses too much between two of them
 OVER_LIMIT = 1.1
+HOLE_CHARGED = "gauge_hole_charged_at_limit"
+STALE_TIMES = 3  # that one gauge may have been stale in a window
 STALE_PAIRS = 10  # readings that show whether a gauge usually changes from one to the next
 
 
@@ -50,7 +52,7 @@ def integrate_gauge(gauge: Gauge, device: PowerDevice, cadence: Cadence, start_n
             flags.append("gauge_over_limit")
         if pace.adjacent_s < gap_s <= hole_s and device.limit_w is not None:
             charge_j = max(device.limit_w, low_w, high_w) * inside_s
-            flags.append("gauge_hole_charged_at_limit")
+            flags.append(HOLE_CHARGED)
             gap_j += charge_j / math.sqrt(3)
             energies.append(charge_j)
             continue
@@ -101,16 +103,14 @@ def _unseen(gap_s: float, averages: bool) -> float:
 
 def _stale_s(watts: tuple[float, ...], times: tuple[int, ...], first: int, last: int) -> float:
     """The longest time that one value was shown for, by a gauge that changes between most readings; else 0."""
-    longest_s, changes, pairs, at = 0.0, 0, 0, first
+    longest_s, at = 0.0, first
     runs = [len(list(run)) for _, run in groupby(watts[first : last + 1])]
-    longest = max(runs)
     for run in runs:
-        if run == longest:
-            longest_s = max(longest_s, (times[at + run - 1] - times[at]) / 1e9)
-        else:
-            pairs += run
-            changes += 1
+        longest_s = max(longest_s, (times[at + run - 1] - times[at]) / 1e9)
         at += run
+    # The few times that it may have been stale say nothing of how it usually is.
+    usual = sorted(runs)[:-STALE_TIMES]
+    pairs, changes = sum(usual), len(usual)
     return longest_s if pairs >= STALE_PAIRS and 2 * changes > pairs else 0.0
 
 

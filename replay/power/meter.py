@@ -33,8 +33,11 @@ from replay.system import UNDISCLOSED, System
 
 OPEN_WITHIN_S = 180.0
 """Characterising a source takes seconds, and a page of another machine may come slowly."""
+OPEN_POLL_S = 0.05
 FIRST_WITHIN_S = 5.0
 GONE_WITHIN_S = 5.0
+COLLECT_WITHIN_S = 600.0
+"""However long a source says that it takes to settle: a run ends, and what has not come by then is a hole."""
 LAST_READ_WITHIN_S = 0.5
 """Of a source that is asked at the moment the meter ends."""
 LARGEST_FRAME_BYTES = 64 * 1024 * 1024
@@ -154,8 +157,8 @@ class Meter:
     def collect(self, start_ns: int, end_ns: int) -> tuple[PowerSample, ...]:
         """The readings around [start, end) in monotonic ns, once every source has read past its end.
 
-        Waits for each source at most its settling time and three periods beyond the end. What lies well before the
-        end is then forgotten: windows are collected in their order.
+        Waits for each source at most its settling time and three periods beyond the end, and never longer than ten
+        minutes. What lies well before the end is then forgotten: windows are collected in their order.
         """
         with self._news:
             while not self._ended:
@@ -207,7 +210,7 @@ class Meter:
     def _open(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child; closed in close()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "replay.power.meter"],
+            [sys.executable, "-P", "-m", "replay.power.meter"],  # no module of the folder that it is started in
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -240,7 +243,7 @@ class Meter:
         assert self._child is not None
         stream = self._child.stdout
         assert stream is not None
-        with contextlib.suppress(OSError, ValueError):  # a broken frame ends the stream
+        with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError, LookupError):  # a broken frame ends it
             while len(header := stream.read(_HEADER.size)) == _HEADER.size:
                 (length,) = _HEADER.unpack(header)
                 if length > LARGEST_FRAME_BYTES or len(frame := stream.read(length)) < length:
@@ -286,7 +289,7 @@ class Meter:
 
     def _deadline_ns(self, source: int, end_ns: int) -> int:
         info = self._infos[source]
-        return end_ns + round((info.settle_s + 3 * info.period_s) * 1e9)
+        return end_ns + round(min(info.settle_s + 3 * info.period_s, COLLECT_WITHIN_S) * 1e9)
 
     def _epitaph(self) -> str:
         """How the child ended, for a message."""
@@ -325,6 +328,9 @@ def _unlike(texts: Sequence[str]) -> list[str]:
 def _serve(order: IO[bytes], out: int) -> None:
     """The child: opens what its parent asks for on `order`, and says frames on `out` until `order` ends."""
     choices, system, strict = pickle.load(order)  # noqa: S301 - our parent wrote it
+    over = threading.Event()
+    threading.Thread(target=_until_end, args=(order, over), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
     lock = threading.Lock()
     encode = msgspec.msgpack.Encoder().encode
 
@@ -337,11 +343,15 @@ def _serve(order: IO[bytes], out: int) -> None:
 
     sources: list[PowerSource] = []
     try:
-        sources = _open_all(choices, system, strict=strict)
+        sources = _open_all(choices, system, strict=strict, over=over)
         infos = tuple(source.describe() for source in sources)
         say(_Word(infos=infos))
     except PowerFault as fault:
         say(_Word(fault=str(fault)))
+        return
+    except OSError:  # nobody hears it any more
+        for source in sources:
+            source.close()
         return
     stop = threading.Event()
     threads = [
@@ -350,18 +360,35 @@ def _serve(order: IO[bytes], out: int) -> None:
     ]
     for thread in threads:
         thread.start()
-    order.read()  # until whoever started us closes it, or is gone
+    over.wait()
     stop.set()
     until_s = time.monotonic() + LAST_READ_WITHIN_S
     for thread in threads:
         thread.join(max(0.0, until_s - time.monotonic()))
-    for thread, source in zip(threads, sources, strict=True):
-        if not thread.is_alive():  # one that hangs in a driver is left to the end of the process
-            source.close()
+    # Side by side, as a command may take seconds to end. One that hangs in a driver is left to the end of the process.
+    pairs = zip(threads, sources, strict=True)
+    closing = [threading.Thread(target=it.close, daemon=True) for thread, it in pairs if not thread.is_alive()]
+    for thread in closing:
+        thread.start()
+    until_s = time.monotonic() + GONE_WITHIN_S
+    for thread in closing:
+        thread.join(max(0.0, until_s - time.monotonic()))
 
 
-def _open_all(choices: Sequence[PowerChoice], system: System, *, strict: bool) -> list[PowerSource]:
-    """Opens all sources side by side; raises the first fault after it has closed the others."""
+def _until_end(order: IO[bytes], over: threading.Event) -> None:
+    """Until whoever started us closes `order`, or is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        order.read()
+    over.set()
+
+
+def _open_all(
+    choices: Sequence[PowerChoice], system: System, *, strict: bool, over: threading.Event
+) -> list[PowerSource]:
+    """Opens all sources side by side; raises the first fault after it has closed the others.
+
+    Where it is `over` before all are open, the rest is not waited for.
+    """
     opened: list[PowerSource | None] = [None] * len(choices)
     faults: list[PowerFault] = []
     # Of several machines, and beside another source of accelerators, nobody has all of them.
@@ -379,7 +406,10 @@ def _open_all(choices: Sequence[PowerChoice], system: System, *, strict: bool) -
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive() and not over.is_set():
+            thread.join(OPEN_POLL_S)
+    if over.is_set():
+        faults.append(PowerFault("the power meter was ended while its sources were opened"))
     sources = [source for source in opened if source is not None]
     if faults:
         for source in sources:
@@ -431,6 +461,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a driver prints must not come between the frames
     with contextlib.suppress(EOFError, OSError):
         _serve(sys.stdin.buffer, out)
+    if (commands := sys.modules.get("replay.power.command")) is not None:
+        commands.end_all()  # one that was still starting has nobody else to end it
     # A thread that hangs in a driver must not hold the process.
     os._exit(0)
 

@@ -19,6 +19,8 @@ from replay.power.relayed import MOST_CHARACTERS, MOST_DEVICES, MOST_NUMBER
 from replay.power.source import PowerDomain, PowerSample, SampleKind
 
 LONGEST_LINE = 4096
+LATEST_S = 9_000_000_000
+"""Unix time; nanoseconds of it fit into 64 bits."""
 
 _VALUES: dict[str, tuple[SampleKind, float]] = {
     "energy_j": ("energy_j", 1.0),
@@ -124,7 +126,7 @@ class MeterTable(LineReader):
             seconds = Decimal(text)
         except InvalidOperation:
             return self._date(text)
-        if not (seconds.is_finite() and 100_000_000 <= seconds < 100_000_000_000):  # 1973 to 5138; 20261120 is a date
+        if not (seconds.is_finite() and 100_000_000 <= seconds < LATEST_S):  # from 1973; 20261120 is a date
             raise self.fault("has a time that is not Unix seconds: write those, or 2026-11-20T19:30:00Z", text)
         exponent = seconds.as_tuple().exponent
         assert isinstance(exponent, int)  # it is finite
@@ -143,6 +145,8 @@ class MeterTable(LineReader):
         passed = moment - _EPOCH
         if passed.days < 0:
             raise self.fault("has a time before 1970", text)
+        if passed.days * 86_400 >= LATEST_S:
+            raise self.fault("has a time after 2255", text)
         return (passed.days * 86_400 + passed.seconds) * 1_000_000_000 + passed.microseconds * 1000
 
     def _seen(self, places: int) -> None:

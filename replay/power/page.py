@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import socket
 import ssl
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from curate.words import printable
+from replay.power.serve import is_loopback
 from replay.power.source import PowerFault
-from replay.proxy import is_loopback
 
 _VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # of a header, without a line end that begins another
 
@@ -47,7 +52,7 @@ class Answer:
 class PageReader:
     """Reads pages of one server; no redirect is followed, since a header may be a secret of that server only.
 
-    Raises PowerFault where the header's variable is not set.
+    Raises PowerFault where the header's variable is not set, or its value would go over a network in clear.
     """
 
     def __init__(
@@ -55,41 +60,52 @@ class PageReader:
     ) -> None:
         headers = {"user-agent": "agentdyno", "accept": accept, "accept-encoding": "identity"}
         self.shown = shown_url(url)
-        self.notes: tuple[str, ...] = ()
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         if header_env is not None:
             name, variable = header_env
+            if parts.scheme != "https" and not is_loopback(self.host):
+                raise PowerFault(
+                    f"{self.shown}: the value of {variable} would go over the network in clear: name it by https://, "
+                    "reach it on the loopback (ssh -L), or leave header-env out"
+                )
             headers[name] = _header_value(variable)
-            if parts.scheme == "http" and not is_loopback(self.host):
-                self.notes = (f"the value of {variable} goes over the network in clear: {self.shown} is not https://",)
         self._most_bytes = most_bytes
         self._timeout_s = timeout_s
         # The system's authorities, or those that SSL_CERT_FILE names; a proxy of the environment is not gone through.
         # Reading them takes tens of milliseconds; without them nothing would be trusted.
         tls = ssl.create_default_context() if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, trust_env=False, verify=tls)
+        self._socket: socket.socket | None = None  # of the connection that was made last
+        self._over = threading.Event()
 
     def get(self, url: str, parameters: dict[str, str] | None = None) -> Answer:
         """The body of a page; raises NoPage with the reason."""
         before_ns = time.monotonic_ns()
-        deadline_ns = before_ns + round(self._timeout_s * 1e9)
         body = bytearray()
+        over = self._over = threading.Event()
+        # httpx bounds each read; a head, a chunk or a page may come in any number of them.
+        watch = threading.Timer(self._timeout_s, self._cut, (over,))
+        watch.daemon = True
+        watch.start()
         try:
-            with self._client.stream("GET", url, params=parameters) as response:
+            with self._client.stream("GET", url, params=parameters, extensions={"trace": self._trace}) as response:
                 status, date = response.status_code, response.headers.get("date")
                 for piece in response.iter_raw():
                     body += piece
                     if len(body) > self._most_bytes:
                         raise NoPage(f"the page is larger than {self._most_bytes} bytes")
-                    if time.monotonic_ns() > deadline_ns:  # httpx bounds each read, and a page may come in many
-                        raise NoPage(f"no complete answer in {self._timeout_s:g} s")
+            if over.is_set():  # a page without a length is whole wherever it is cut
+                raise NoPage(f"no complete answer in {self._timeout_s:g} s")
         except httpx.TimeoutException:
             raise NoPage(f"no answer in {self._timeout_s:g} s") from None
         except httpx.ConnectError as error:
             raise NoPage(f"no connection ({printable(str(error))[:120]})") from None
         except (httpx.HTTPError, httpx.InvalidURL):
-            raise NoPage("the answer is not HTTP") from None
+            late = f"no complete answer in {self._timeout_s:g} s" if over.is_set() else "the answer is not HTTP"
+            raise NoPage(late) from None
+        finally:
+            watch.cancel()
         after_ns = time.monotonic_ns()
         if status != 200:
             raise NoPage(_status(status))
@@ -98,6 +114,21 @@ class PageReader:
     def close(self) -> None:
         """Hang up."""
         self._client.close()
+
+    def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Keeps the socket of a new connection, with or without TLS."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = facts["return_value"].get_extra_info("socket")
+            if self._over.is_set():  # time ran out while it was made
+                self._cut(self._over)
+
+    def _cut(self, over: threading.Event) -> None:
+        """Ends what is under way, from another thread."""
+        over.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # The plain socket's own: TLS's would take its state from under the reader.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def shown_url(url: str) -> str:

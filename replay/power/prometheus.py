@@ -106,7 +106,6 @@ class PrometheusSource:
             version=self._version,
             devices=self._devices.described(),
             notes=(
-                *self._reader.notes,
                 *self._devices.notes,
                 *self._devices.unit_notes(),
                 f"scraped every {self._interval_s:g} s",

@@ -22,6 +22,8 @@ MOST_ENTRIES = 4096
 MOST_CHARACTERS = 300
 """Of any text in a description."""
 MOST_NUMBER = 1e18
+DEEPEST = 16
+"""Of lists and tables in a description, one in another."""
 LONGEST_PERIOD_S = 3600.0
 
 
@@ -38,6 +40,10 @@ def read_infos(value: object, place: str) -> tuple[SourceInfo, ...]:
     for info in infos:
         if not 0 < info.period_s <= LONGEST_PERIOD_S:
             raise PowerFault(f"{place}: a period of {info.period_s:g} s is not within 0 to {LONGEST_PERIOD_S:g} s")
+        for name in ("refresh_s", "settle_s", "clock_u_s"):
+            seconds = getattr(info, name)
+            if seconds is not None and seconds > LONGEST_PERIOD_S:  # a run would wait for it, or keep all readings
+                raise PowerFault(f"{place}: {name} of {seconds:g} s is more than {LONGEST_PERIOD_S:g} s")
     check_devices(infos, place)
     return infos
 
@@ -118,23 +124,26 @@ class Silence:
         ]
 
 
-def _bounded(value: object, place: str) -> None:
-    """Every text short and printable, every number finite and not negative, every list bounded."""
+def _bounded(value: object, place: str, depth: int = 0) -> None:
+    """Every text short and printable, every number finite and not negative, every list bounded, nothing deep."""
+    if depth > DEEPEST:
+        raise PowerFault(f"{place}: lists and tables stand more than {DEEPEST} deep in one another")
     if isinstance(value, str):
         if len(value) > MOST_CHARACTERS or not value.isprintable():
             raise PowerFault(f"{place}: a text is longer than {MOST_CHARACTERS} characters or not printable")
     elif isinstance(value, int | float):
         if not 0 <= value <= MOST_NUMBER:  # false for what is not a number too
-            raise PowerFault(f"{place}: the number {value:g} is not within 0 to {MOST_NUMBER:g}")
+            shown = f"the number {value:g}" if isinstance(value, float) else "a whole number"  # it may be any length
+            raise PowerFault(f"{place}: {shown} is not within 0 to {MOST_NUMBER:g}")
     elif isinstance(value, list):
         if len(value) > MOST_ENTRIES:
             raise PowerFault(f"{place}: a list has more than {MOST_ENTRIES} entries")
         for item in value:
-            _bounded(item, place)
+            _bounded(item, place, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             _bounded(key, place)
-            _bounded(item, place)
+            _bounded(item, place, depth + 1)
 
 
 def _known_keys(value: Any, read: Any, place: str) -> None:

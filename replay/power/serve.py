@@ -154,6 +154,15 @@ class _Answers:
             authorization.encode("utf-8", "replace"), self._authorization
         )
 
+    def is_meant(self, host: str) -> bool:
+        """Without a token, whether a request names this machine: a web page whose name was bent to it does not."""
+        if self._authorization is not None or not host:
+            return True
+        try:
+            return is_loopback(urlsplit(f"//{host}").hostname or "")
+        except ValueError:
+            return False
+
     def answer(self, target: str, received_ns: int) -> bytes | None:
         """The body for a request's target; None where it is none of ours."""
         parts = urlsplit(target)
@@ -252,6 +261,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             self._send(401, b"the token is missing or wrong\n", "text/plain")
             return
+        if not self.server.answers.is_meant(self.headers.get("host") or ""):
+            self.close_connection = True
+            self._send(403, b"without a token, ask by the name of the loopback\n", "text/plain")
+            return
         self.server.extend(self.connection, IDLE_S)
         try:
             body = self.server.answers.answer(self.path, received_ns)
@@ -288,7 +301,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine reaches an address. A name below `.localhost` may be asked of a name server."""
     if host == "localhost":
         return True
     try:

@@ -92,7 +92,9 @@ def feed(found: dict[str, Any]) -> Section:
         f"{watts} hold {count(fit['units'], 'whole ' + fit['unit'])}{holds}, at {power_words(fit['unit_w'])} "
         f"each as provisioned, {cooling}; {power_words(found['feed_w'] - fit['used_w'])} are left over.",
         f"That is {value(fit['systems'])} times the system that was scored. Agents are multiplied by that: replicas "
-        "side by side, with a router that was not measured.",
+        "side by side, with a router that was not measured."
+        if fit["units"]
+        else f"It is too small for one {fit['unit']}.",
     )
     rows = tuple(
         row(

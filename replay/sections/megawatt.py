@@ -69,11 +69,11 @@ def _denominators(result: dict[str, Any]) -> Table:
             row(
                 f"{'MW of ' if watts else ''}{denominator_name(item) if watts else item['per']}",
                 Cell(text=item["basis"], tone=None if item["basis"] == "measured" else "quiet"),
-                watts_pm(item) if watts else f"{item['denominator']:g}",
                 value(item["agents"]),
                 f"{value(low)} to {value(high)}" if low is not None and high is not None else UNKNOWN,
                 value(item["agents_certified"]),
                 value(item["agents_goodput"]),
+                watts_pm(item) if watts else f"{item['denominator']:g}",
                 value(item["watts_per_agent"], "W"),
                 value(item["watts_per_accelerator"], "W"),
                 note=f"{by}Covers {item['scope']}.{sensors}",
@@ -83,7 +83,8 @@ def _denominators(result: dict[str, Any]) -> Table:
         caption=f"{result['slo']}: agents per each denominator. Certified: the certified level over the power with its "
         "expanded uncertainty (k = 2) added. Measured, provisioned (by MLPerf's rules) and declared are unlike bases.",
         columns=columns(
-            *("per:", "basis:", "denominator", "agents", "95 % interval", "certified", "goodput", "W per agent"),
+            # On a phone the first three are what is in sight.
+            *("per:", "basis:", "agents", "95 % interval", "certified", "goodput", "denominator", "W per agent"),
             "W per accelerator",
         ),
         rows=tuple(rows),
@@ -152,11 +153,18 @@ def _curve(score: dict[str, Any]) -> list[Chart | Table]:
             certified=first["certified"] if first is not None else None,
         ),
         caption="Agents per megawatt in every trial. A trial that missed the level holds no capacity: its point says "
-        "what its agents drew, no more.",
+        "what its agents drew, no more." + _upright(first),
         says=f"{count(len(curve), 'trial')} between {min(item['agents'] for item in curve)} and "
         f"{max(item['agents'] for item in curve)} agents, each over the power of {', '.join(titles.values())}.",
     )
     return [drawn, *blocks]
+
+
+def _upright(result: dict[str, Any] | None) -> str:
+    """What the upright lines of the curve stand for."""
+    if result is None or not result["agents"]:
+        return ""
+    return f" Upright line: the estimate{'; dashed: the certified level' if result['certified'] else ''}."
 
 
 def _curve_table(score: dict[str, Any], curve: list[dict[str, Any]], names: list[str]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,12 @@ from replay.document import Cell, Chart, Section, Table, columns, row
 from replay.labels import scope_words
 from replay.power.source import DeviceState, PowerSample, SourceInfo
 from replay.sections.source import Source
-from replay.sentence import UNKNOWN, share, value
+from replay.sentence import UNKNOWN, count, share, value
 from replay.window import Window
 
 TICK_S = 1.0  # of the chart: shorter ones show how a counter is latched, not what is drawn
 _FOLDED = 16  # devices that are shown without opening
+_READINGS = {"energy_j": "energy counter", "power_w": "average", "power_instant_w": "instant", "limit_w": "limit"}
 _TERMS = {"u_gain_j": "gain", "u_clock_j": "clock", "u_latch_j": "latch", "u_sampling_j": "sampling", "u_gap_j": "gaps"}
 
 
@@ -36,8 +38,10 @@ def power(source: Source) -> Section:
     if seen is not None:
         blocks += _sources(seen.power_sources)
     meters = tuple(
-        f"Meter {meter['number']} was added after the run: {meter['source']['name'] or meter['source']['kind']}, "
-        f"{meter['samples']:,} readings, moved by {value(meter['offset_s'], 's')}."
+        f"Meter {meter['number']} was added after the run: "
+        f"{meter['source']['name'].removesuffix(f', added as meter {meter["number"]}') or meter['source']['kind']}, "
+        f"{count(meter['samples'], 'reading')}, "
+        f"{f'its times moved by {meter["offset_s"]:+g} s' if meter['offset_s'] else 'its times as they are'}."
         for meter in source.score.get("meters", ())
     )
     lead = (
@@ -92,7 +96,7 @@ def _devices(totals: Sequence[dict[str, Any]]) -> list[Table]:
             share(device["coverage"]),
             value(device["largest_gap_s"], "s"),
             f"{device['readings']:,}",
-            ", ".join(device["flags"]) or UNKNOWN,
+            ", ".join(flag.replace("_", " ") for flag in device["flags"]) or UNKNOWN,
             note="; ".join(device["reasons"]) or None,
         )
         for uid, device in found.items()
@@ -149,7 +153,7 @@ def _idle(idle: dict[str, Any]) -> Table:
             row(
                 scope_words(scope),
                 *(_idle_watts(own.get(moment)) for moment in ("before", "after")),
-                Cell(text=f"{moved['change']:+.1%}", tone="missed" if moved["flagged"] else None) if moved else UNKNOWN,
+                Cell(text=_moved(moved["change"]), tone="missed" if moved["flagged"] else None) if moved else UNKNOWN,
                 note="; ".join(dict.fromkeys(reasons)) or None,
             )
         )
@@ -159,6 +163,11 @@ def _idle(idle: dict[str, Any]) -> Table:
         columns=columns("scope:", "before", "after", "moved by"),
         rows=tuple(rows),
     )
+
+
+def _moved(change: float) -> str:
+    text = f"{change:+.1%}"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text
 
 
 def _idle_watts(total: dict[str, Any] | None) -> str:
@@ -180,7 +189,7 @@ def _sources(sources: Sequence[SourceInfo]) -> list[Chart | Table]:
             info.version or UNKNOWN,
             value(info.period_s, "s"),
             value(info.refresh_s, "s"),
-            value(info.clock_u_s, "s"),
+            "under 1 ms" if 0 < info.clock_u_s < 1e-3 else value(info.clock_u_s, "s"),
             f"{len(info.devices):,}",
             note="; ".join(info.notes) or None,
         )
@@ -194,9 +203,16 @@ def _sources(sources: Sequence[SourceInfo]) -> list[Chart | Table]:
         )
     ]
     states = [state for info in sources for state in info.states]
-    if states:
-        blocks.append(_states(states))
+    # A part of a device, as its memory, answers one gauge and has no state of its own.
+    told = [state for state in states if _tells(state)] or states
+    if told:
+        blocks.append(_states(told))
     return blocks
+
+
+def _tells(state: DeviceState) -> bool:
+    """Whether a device said more than which readings answer, and how often its gauge changes."""
+    return dataclasses.replace(state, gauge_latch_s=None, scopes=()) != DeviceState(device=state.device)
 
 
 def _states(states: Sequence[DeviceState]) -> Table:
@@ -251,11 +267,17 @@ def _clocks(state: DeviceState) -> str:
 
 
 def _said(state: DeviceState) -> str | None:
-    said = [f"answers {', '.join(state.scopes)}"] if state.scopes else []
+    said = [f"answers {', '.join(map(_reading_words, state.scopes))}"] if state.scopes else []
     said += [f"ECC {'on' if state.ecc else 'off'}"] if state.ecc is not None else []
     said += ["MIG on"] if state.mig else []
     said += [f"power profile {state.power_profile}"] if state.power_profile else []
     return "; ".join(said) or None
+
+
+def _reading_words(scope: str) -> str:
+    """`hbm power_w` as `hbm average`."""
+    domain, _, kind = scope.rpartition(" ")
+    return f"{domain} {_READINGS[kind]}" if kind in _READINGS else scope
 
 
 # -- over time
