@@ -228,6 +228,34 @@ def test_the_former_score_cannot_be_lost(copy: Path, tmp_path: Path) -> None:
     assert "score.before-1.json" in places(copy)
 
 
+def test_what_a_meter_brings_is_said_and_how_to_take_it_out(copy: Path, finished: Path, tmp_path: Path) -> None:
+    file = meter_file(tmp_path / "rack.csv")
+    done = CliRunner().invoke(main, ["replay", "rescore", str(copy), "--power", f"file:{file}"])
+    assert done.exit_code == 0, done.output
+    assert "  now per megawatt of nodes or racks (measured), too" in done.stderr
+    assert "take the meter out" not in done.stderr
+
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_text(file.read_text().replace("pdu-1", "pdu-9"))
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    done = CliRunner().invoke(main, ["replay", "rescore", str(other), "--power", f"file:{foreign}"])
+    assert done.exit_code == 0, done.output
+    assert "nothing new is given per megawatt: [[meters]] of the system file" in done.stderr
+    assert "score.before-1.json in the place of score.json, and remove meters/1" in done.stderr
+    (other / "score.before-1.json").replace(other / "score.json")
+    shutil.rmtree(other / "meters" / "1")
+    assert verify(RunFolder(path=other)) == ()
+
+
+def test_a_sweeps_folder_is_no_run_and_its_runs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cap-400w").mkdir()
+    (tmp_path / "cap-400w" / "run.json").write_text("{}")
+    for words in (("report",), ("verify",), ("rescore", "--power", f"file:{meter_file(tmp_path / 'rack.csv')}")):
+        refused = CliRunner().invoke(main, ["replay", *words, str(tmp_path)])
+        assert refused.exit_code == 3, refused.output
+        assert "is a sweep over power caps: name one of its runs" in " ".join(refused.stderr.split())
+
+
 def test_the_command_line(copy: Path, tmp_path: Path) -> None:
     file = meter_file(tmp_path / "rack.csv")
 

@@ -36,7 +36,8 @@ def under_feed(score: dict[str, Any], watts: float) -> dict[str, Any]:
         return nothing | {"why_not": str(fault)}
     if fit is None:
         return nothing | {
-            "why_not": "the system file names no system_power.json: power that was drawn does not size a feed"
+            "why_not": "the system file names no system_power.json, and power that was drawn does not size a feed: "
+            'write provisioned = "system_power.json" into it, and score again'
         }
     return nothing | {"fit": _fit(fit), "results": [_result(result, fit) for result in score["results"]]}
 
