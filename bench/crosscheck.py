@@ -7,8 +7,9 @@
 lengths, one cache namespace a run; its own client and ours against one llama engine. Agreement means: the difference
 between the median of its medians and that of ours lies inside the range of its own medians from run to run.
 
-`aiperf`: our export of content-free Claude Code sessions in the Weka format, replayed by AIPerf through our recorder;
-what it recorded is then replayed by us, so that both send the same words. (From the dataset itself we send token ids:
+`aiperf`: our export of content-free Claude Code sessions in the Weka format, replayed by AIPerf, once through our
+recorder and once without it; the second is timed, and what was recorded of the first (its words are the same, by its
+seed) is replayed by us. (From the dataset itself we send token ids:
 the server tokenises nothing then, and finds more of each prompt in its cache, since AIPerf's text is cut into other
 tokens where blocks meet.) Requests are sorted by the prompt tokens that the server counted and cut into tenths;
 agreement means that the median TTFT and ITL of each tenth lie within 10 % of each other.
@@ -26,7 +27,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -44,6 +44,7 @@ ENCODING_ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/o200k_b
 CONTEXT = 98_304
 LONGEST_PROMPT = 80_000
 GAP_S = 1  # between turns, at most
+SAME_CACHE = 0.02  # of a prompt: cached tokens that may differ between the two
 QUANTITIES = ("ttft_ms", "decode_tok_s", "end_to_end_ms")
 
 
@@ -252,7 +253,7 @@ def recorder(upstream: str, folder: Path) -> Iterator[tuple[str, Path]]:
             time.sleep(0.1)
         yield ready.read_text().strip(), store
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a job in the background may ignore SIGINT
         process.wait(60)
 
 
@@ -313,27 +314,48 @@ def _of_aiperf(metrics: dict[str, Any]) -> Seen:
     )
 
 
-def tenths(seen: list[Seen]) -> list[list[Seen]]:
-    ordered = sorted(seen, key=lambda item: item.prompt_tokens)
-    return [ordered[len(ordered) * part // 10 : len(ordered) * (part + 1) // 10] for part in range(10)]
+def same_requests(theirs: list[Seen], mine: list[Seen]) -> list[tuple[Seen, Seen]]:
+    """Pairs of one request each, in order of prompt length, where the engine had as much of both in its cache.
+
+    The engine drops a prefix now and then, for either client; such a request is other work.
+    """
+    ordered = (sorted(seen, key=lambda item: item.prompt_tokens) for seen in (theirs, mine))
+    pairs = list(zip(*ordered, strict=True))
+    return [
+        (left, right)
+        for left, right in pairs
+        if abs(left.cached_tokens - right.cached_tokens) <= SAME_CACHE * left.prompt_tokens
+    ]
+
+
+def tenths(pairs: list[tuple[Seen, Seen]]) -> list[list[tuple[Seen, Seen]]]:
+    return [pairs[len(pairs) * part // 10 : len(pairs) * (part + 1) // 10] for part in range(10)]
 
 
 def compare_aiperf(folder: Path, aiperf: Path, sessions: int) -> dict[str, Any]:
     files = exported(folder, sessions)
     with engine() as (url, model, tokenizer), recorder(url, folder) as (recorded_url, store):
-        theirs = aiperf_sessions(aiperf, recorded_url, model, tokenizer.parent, files, folder / "aiperf")
+        aiperf_sessions(aiperf, recorded_url, model, tokenizer.parent, files, folder / "recorded-aiperf")
+    # Timed by itself: the recorder would take CPU from the engine, which is on the same cores.
+    with engine() as (url, model, tokenizer):
+        theirs = aiperf_sessions(aiperf, url, model, tokenizer.parent, files, folder / "aiperf")
     say(f"aiperf: {work(theirs)}")
     agentdyno("curate", "build", "--store", store, "--out", folder / "dataset")
     with engine() as (url, model, _):
         mine = ours(folder / "dataset", url, model, folder / "ours")
     say(f"agentdyno: {work(mine)}")
+    pairs = same_requests(theirs, mine)
     rows = []
-    print(f"{sessions} sessions; AIPerf: {work(theirs)}; agentdyno: {work(mine)}; medians by tenth")
+    print(
+        f"{sessions} sessions; AIPerf: {work(theirs)}; agentdyno: {work(mine)}; medians by tenth of the {len(pairs)} "
+        "requests of which the engine had as much in its cache"
+    )
     print("| prompt tokens: AIPerf | ours | TTFT ms: AIPerf | ours | ratio | ITL ms: AIPerf | ours | ratio |")
     print("|---|---|---|---|---|---|---|---|")
-    for left, right in zip(tenths(theirs), tenths(mine), strict=True):
-        if not left or not right:
+    for part_pairs in tenths(pairs):
+        if not part_pairs:
             continue
+        left, right = ([pair[side] for pair in part_pairs] for side in (0, 1))
         row = {}
         for who, part in (("peer", left), ("ours", right)):
             itls = [item.itl_ms for item in part if item.itl_ms is not None]

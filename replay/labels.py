@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from replay.runfolder import RunInputs
 
 CLASS_WORDS = {
-    "screen": "class screen: short trials; the interval is an estimate, nothing is certified",
+    "screen": "class screen: short trials; nothing is certified",
     "standard": "class standard: trials of 300 s, shorter than the record class asks",
     "record": "class record: the service level's own protocol",
 }
@@ -76,9 +76,10 @@ def _of_the_class(inputs: RunInputs, plan: PlanFile, results: Sequence[dict[str,
         yield "quick protocol: far shorter than the preset asks"
     for result in results:
         if result["protocol_unmet"]:
-            yield f"{len(result['protocol_unmet'])} rules of the protocol of {result['slo']} were not met"
+            unmet = len(result["protocol_unmet"])
+            yield f"{unmet} rule{'s' * (unmet > 1)} of {result['slo']}'s own protocol {'were' if unmet > 1 else 'was'} not met"
     if inputs.kind == "score" and not inputs.restarts:
-        yield "the server was not restarted between trials: the interval excludes what a restart changes"
+        yield "the server was not restarted between trials: an interval excludes what a restart changes"
 
 
 def speculates(system: System) -> bool:

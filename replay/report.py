@@ -189,5 +189,5 @@ def _not_said(contents: dict[str, Any]) -> tuple[str, ...]:
             "How many agents this system sustains: this is one trial at a number that was asked for, no search."
         )
     elif not contents["restart"]["command_given"]:
-        said.append("How much a restart of the server changes: it was not restarted, and the interval leaves that out.")
+        said.append("How much a restart of the server changes: it was not restarted, and no interval holds that.")
     return tuple(said)

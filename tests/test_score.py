@@ -110,7 +110,7 @@ def test_labels_say_what_changes_the_meaning(score: dict[str, Any]) -> None:
     labels = " | ".join(score["labels"])
     for words in (
         "class screen",
-        "not restarted between trials: the interval excludes",
+        "not restarted between trials: an interval excludes",
         "trajectory longer than the measured window",
         "synthetic text in 1 of 4",
         "mixture of experts undisclosed",

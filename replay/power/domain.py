@@ -123,7 +123,7 @@ def place_devices(infos: Sequence[SourceInfo], system: System) -> tuple[SourceIn
             if device.uid in shown:
                 raise PowerFault(
                     f"the device {device.uid} is shown by {shown[device.uid]} and by {_name(info)}: "
-                    "it would be charged twice; leave one source out, or narrow it with match={…}"
+                    "it would be charged twice; leave one source out, or narrow a metrics page with match={…}"
                 )
             shown[device.uid] = _name(info)
     map_ = _Map(system, facility=_has_facility(infos, system))

@@ -343,7 +343,7 @@ def _info(gpus: Iterable[Gpu], scope: GpuDomain, version: str, *, expected: bool
         covers = "as NVML reports a module: GPUs, CPU and their memory; no network, no cooling"
     notes = [covers]
     if not expected:
-        notes.append(f"no expected set was stated: all {len(gpus)} visible GPUs are read")
+        notes.append(f"every visible GPU is read, {len(gpus)} in all")
     return SourceInfo(
         kind="nvml",
         name="nvml,scope=module" if scope == "module" else "nvml",

@@ -273,7 +273,7 @@ class _Link:
         if isinstance(fault, ssl.SSLCertVerificationError):
             return (
                 f"the certificate of {self._name} is not trusted ({printable(fault.verify_message)}): "
-                "name what signed it, as in ,ca-file=FILE"
+                "name what signed it, as in ,ca-file=FILE, and call the machine by a name that the certificate holds"
             )
         if isinstance(fault, ssl.SSLError):
             return f"{self._name} does not speak TLS as it should ({printable(fault.reason or 'no reason given')})"
