@@ -208,7 +208,9 @@ def provisioned_lines(found: Provisioned) -> list[str]:
         )
     for item in found.node_sets:
         each = f", {item.accelerators_per_node} accelerators each" if item.accelerators_per_node is not None else ""
-        lines.append(f"  {item.name}: {item.nodes} node{'s' * (item.nodes > 1)}{each}, {item.power_w:,.0f} W ({item.method})")
+        lines.append(
+            f"  {item.name}: {item.nodes} node{'s' * (item.nodes > 1)}{each}, {item.power_w:,.0f} W ({item.method})"
+        )
     lines += [f"  MLCommons' own estimate: {place}" for place in found.estimated]
     lines += [f"  {place} says nothing: the declared power stands for it" for place in found.gaps]
     lines += [f"  {note}" for note in found.notes]
