@@ -77,7 +77,8 @@ def _of_the_class(inputs: RunInputs, plan: PlanFile, results: Sequence[dict[str,
     for result in results:
         if result["protocol_unmet"]:
             unmet = len(result["protocol_unmet"])
-            yield f"{unmet} rule{'s' * (unmet > 1)} of {result['slo']}'s own protocol {'were' if unmet > 1 else 'was'} not met"
+            rules, were = ("rules", "were") if unmet > 1 else ("rule", "was")
+            yield f"{unmet} {rules} of {result['slo']}'s own protocol {were} not met"
     if inputs.kind == "score" and not inputs.restarts:
         yield "the server was not restarted between trials: an interval excludes what a restart changes"
 
