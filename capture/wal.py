@@ -36,15 +36,24 @@ def lost_wal_bytes(path: Path) -> int:
         if len(frame) < _FRAME:
             return len(frame)
         _, _, frame_salt, frame_salt_2, first, second = struct.unpack(">6I", frame[:_FRAME])
-        if frame_salt != salt and (salt - frame_salt) & _MASK < 1 << 31:
+        if _is_earlier(frame_salt, salt):
             return 0  # frames of an earlier round of the log, already in the database
         if len(frame) < length or (frame_salt, frame_salt_2) != (salt, salt_2):
             return len(log) - at
         sums = _checksum(frame[_FRAME:], order, _checksum(frame[:8], order, sums))
         if sums != (first, second):
-            return len(log) - at
+            # SQLite writes a frame's head, then its page. A writer that was killed in between has committed nothing by
+            # it, and leaves frames of an earlier round behind it: behind damage stand frames of this one, or the end.
+            following = log[at + length : at + length + _FRAME]
+            torn = len(following) == _FRAME and _is_earlier(struct.unpack(">I", following[8:12])[0], salt)
+            return 0 if torn else len(log) - at
         at += length
     return 0
+
+
+def _is_earlier(frame_salt: int, salt: int) -> bool:
+    """Whether a frame is of an earlier round of the log: each round counts the first salt up."""
+    return frame_salt != salt and (salt - frame_salt) & _MASK < 1 << 31
 
 
 def _checksum(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from capture.journal import JournalWriter
 from capture.reader import JournalReader
 from capture.rotation import Journals
 from capture.store import Store
+from capture.wal import lost_wal_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -306,3 +307,29 @@ def test_memory_is_flat_over_large_bodies_and_a_long_socket(tmp_path: Path) -> N
         size += sum(len(message.data) for message in one.messages)
         assert sum(not message.from_agent for message in one.messages) in (0, 1300)
     assert (messages, size) == (13_000, 104_000_000)
+
+
+def test_a_kill_between_a_frame_s_head_and_its_page_is_no_damage(tmp_path: Path) -> None:
+    """The log's second round: its head says so already, the page behind it is still the first round's."""
+    path = tmp_path / "journal.sqlite"
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA wal_autocheckpoint=0")
+    database.execute("CREATE TABLE things (body BLOB)")
+    for _ in range(20):
+        database.execute("INSERT INTO things VALUES (randomblob(3000))")
+    database.execute("PRAGMA wal_checkpoint(RESTART)")
+    database.execute("INSERT INTO things VALUES (randomblob(3000))")
+    log = Path(f"{path}-wal")
+    whole = bytearray(log.read_bytes())
+    database.close()
+    page = int.from_bytes(whole[8:12], "big")
+    starts = range(32, len(whole), 24 + page)
+    old = [at for at in starts if whole[at + 8 : at + 12] != whole[16:20]]
+    assert len(old) > 2
+    for places, lost in ((old[:1], False), (old[:2], True)):
+        torn = bytearray(whole)
+        for at in places:
+            torn[at + 8 : at + 16] = whole[16:24]
+        log.write_bytes(torn)
+        assert (lost_wal_bytes(log) > 0) == lost
