@@ -97,10 +97,13 @@ def test_what_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
     ],
 )
 def test_one_that_fails_later_is_lost_once_with_its_reason(
-    then: str, note: str, monkeypatch: pytest.MonkeyPatch
+    then: str, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(power_command, "SILENT_S", 60.0)
-    with running(f"echo '{HEADER}'; echo '{READING}'; {then}") as source:
+    opened = tmp_path / "opened"
+    waiting = f"until [ -e '{opened}' ]; do sleep 0.02; done"
+    with running(f"echo '{HEADER}'; echo '{READING}'; {waiting}; {then}") as source:
+        opened.touch()
         found = until(source, is_lost)
         assert [(item.kind, item.value, item.flag) for item in found] == [
             ("power_w", 500.0, "ok"),
